@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a CPU, torch must leave cores to decoding
+
 import av
 import datasets
 import decord
@@ -54,6 +56,7 @@ from transformers.utils.versions import require_version
 # 5.5.1 to 5.17.0 load VideoMAE checkpoints with their query and value biases silently zero.
 require_version("transformers>=5.18", "To fix: pip install -r scripts/requirements.txt")
 decord.logging.set_level(decord.logging.QUIET)  # our own report is shorter
+transformers.logging.disable_progress_bar()
 
 
 # ---- Clips: from a file to a uint8 tensor -------------------------------------------------------
@@ -71,32 +74,44 @@ def frame_indices(total: int, num_frames: int, jitter: bool = False) -> torch.Te
     return ((torch.arange(num_frames) + place) * total / num_frames).long().clamp(max=total - 1)
 
 
-def read_clip(path: str, num_frames: int, size: int, jitter: bool = False) -> torch.Tensor:
-    """The clip's sampled frames, short side resized to `size` pixels, centre-cropped to a square.
+def read_frames(path: str, num_frames: int, jitter: bool = False) -> torch.Tensor:
+    """The clip's sampled frames, uint8 [frames, height, width, channels]; no others are decoded.
 
-    Only the sampled frames leave the decoder. Returns uint8 [frames, channels, size, size].
-    Raises decord.DECORDError where the file cannot be decoded.
+    Raises decord.DECORDError or RuntimeError where the file cannot be decoded.
     """
     # One reader per call and one thread: a decord reader must not cross a fork.
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
     indices = frame_indices(len(reader), num_frames, jitter)
-    frames = torch.from_numpy(reader.get_batch(indices.tolist()).asnumpy()).permute(0, 3, 1, 2)
-    height, width = frames.shape[-2:]
-    scale = size / min(height, width)
-    height, width = max(size, int(height * scale)), max(size, int(width * scale))
+    return torch.from_numpy(reader.get_batch(indices.tolist()).asnumpy())
+
+
+def read_clip(path: str, num_frames: int, size: int, jitter: bool = False) -> torch.Tensor:
+    """The clip's sampled frames, short side resized to `size` pixels, cropped to a square.
+
+    The crop is central; with `jitter` the frames are up to 15 % larger and the crop is anywhere,
+    in the same place for all frames.
+
+    Returns uint8 [frames, channels, size, size]. Raises ValueError with the path of a bad file.
+    """
+    try:
+        frames = read_frames(path, num_frames, jitter).permute(0, 3, 1, 2)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise ValueError(f"{path}: {clip_problem(path, num_frames)[1]}") from error
+    zoom, down, right = torch.rand(3).tolist() if jitter else (0, 0.5, 0.5)
+    scale = size * (1 + 0.15 * zoom) / min(frames.shape[-2:])
+    height, width = (max(size, int(side * scale)) for side in frames.shape[-2:])
     frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = int((height - size) * down), int((width - size) * right)
     return frames[:, :, top : top + size, left : left + size].contiguous()
 
 
-def clip_problem(path: str) -> tuple[int, str | None]:
-    """(number of frames, None) of a readable clip, else (0, the reason in one line)."""
+def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
+    """(number of frames, None) of a clip that can be read, else (0, the reason in one line)."""
     if not os.path.getsize(path):
         return 0, "empty file (0 bytes)"
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-        reader.get_batch([0, len(reader) - 1])
-        return len(reader), None
+        read_frames(path, num_frames)
+        return len(decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)), None
     except Exception:  # decord's message names neither codec nor remedy: ask FFmpeg
         try:
             with av.open(path) as container:
@@ -110,6 +125,10 @@ def clip_problem(path: str) -> tuple[int, str | None]:
 
 
 # ---- Data set: from folders to rows -------------------------------------------------------------
+
+
+SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+FORMATS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpeg")
 
 
 def dataset_folder(dataset: str) -> Path:
@@ -145,34 +164,42 @@ def from_hub(download, flag: str, name: str, *args, **kwargs) -> str:
 def load_clips(dataset: str, seed: int = 42) -> datasets.DatasetDict:
     """The clips of a folder or of the Hub, with columns `video` {"path", "bytes"} and `label`.
 
-    Labels are the folder names below each split. Without a validation split, every seventh
-    training clip becomes one. Nothing is decoded here. Raises ValueError where a class is missing.
+    Labels are the folder names below train/. Without a validation split, every seventh training
+    clip becomes one. Nothing is decoded here. Raises ValueError where a class has no clips.
     """
     folder = dataset_folder(dataset)
-    empty = [d for d in folder.glob("train/*/") if not any(f.is_file() for f in d.rglob("*"))]
-    if empty:
-        raise ValueError(f"--dataset {folder}: no clips in {', '.join(map(str, sorted(empty)))}")
-    try:
-        clips = datasets.load_dataset("videofolder", data_dir=str(folder))
-    except (datasets.exceptions.DataFilesNotFoundError, datasets.data_files.EmptyDatasetError):
-        formats = ".mp4 .mov .mkv .avi .mpeg"
-        raise ValueError(f"--dataset {folder}: no video files ({formats})") from None
-    label = clips["train"].features.get("label") if "train" in clips else None
-    if not isinstance(label, datasets.ClassLabel) or label.num_classes < 2:
-        found = getattr(label, "names", [])
+    files = {}  # {split: {label: paths}}
+    for name, split in SPLITS.items():
+        for place in sorted(folder.glob(f"{name}/[!.]*/")):
+            videos = [str(f) for f in sorted(place.rglob("*")) if f.suffix.lower() in FORMATS]
+            files.setdefault(split, {})[place.name] = videos
+    labels = sorted(files.get("train", {}))
+    if len(labels) < 2:
         raise ValueError(
-            f"--dataset {folder}: a classifier needs two classes or more, found {found}. "
+            f"--dataset {folder}: a classifier needs two classes or more, found {labels}. "
             "Put the clips into train/<label>/, one folder per label."
         )
-    for split, part in clips.items():
-        missing = set(range(label.num_classes)) - set(part["label"])
-        if missing:
-            names = [label.names[i] for i in sorted(missing)]
-            raise ValueError(f"--dataset {folder}: split {split} has no clips of {names}")
+    clips = datasets.DatasetDict()
+    for split, found in files.items():
+        where = f"--dataset {folder}: split {split}"
+        if empty := {*labels, *found} - {label for label, videos in found.items() if videos}:
+            raise ValueError(f"{where} has no clips ({' '.join(FORMATS)}) of {sorted(empty)}")
+        if unknown := found.keys() - set(labels):
+            raise ValueError(f"{where} has labels that train has not: {sorted(unknown)}")
+        rows = [(video, label) for label, videos in found.items() for video in videos]
+        clips[split] = datasets.Dataset.from_dict(
+            {"video": [video for video, _ in rows], "label": [label for _, label in rows]},
+            features=datasets.Features(
+                {"video": datasets.Video(decode=False), "label": datasets.ClassLabel(names=labels)}
+            ),
+        )
     if "validation" not in clips:
-        parts = clips["train"].train_test_split(1 / 7, stratify_by_column="label", seed=seed)
+        share = max(len(labels), len(clips["train"]) // 7)
+        if min(np.bincount(clips["train"]["label"])) < 2:
+            raise ValueError(f"--dataset {folder}: too few clips for a validation split; add one")
+        parts = clips["train"].train_test_split(share, stratify_by_column="label", seed=seed)
         clips["train"], clips["validation"] = parts["train"], parts["test"]
-    return clips.cast_column("video", datasets.Video(decode=False))
+    return clips
 
 
 # ---- Data set: bad clips, and batches -----------------------------------------------------------
@@ -182,7 +209,8 @@ def check_clips(clips: datasets.DatasetDict, num_frames: int) -> None:
     """Opens every clip before any training. Raises ValueError with a report of all bad ones."""
     paths = [video["path"] for part in clips.values() for video in part["video"]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(tqdm(pool.map(clip_problem, paths), "check clips", len(paths), disable=None))
+        found = pool.map(partial(clip_problem, num_frames=num_frames), paths)
+        found = list(tqdm(found, "check clips", len(paths), disable=None))
     bad = [f"  {path}: {why}" for path, (_, why) in zip(paths, found, strict=True) if why]
     if bad:
         report = "\n".join(bad)
@@ -192,14 +220,15 @@ def check_clips(clips: datasets.DatasetDict, num_frames: int) -> None:
         print(f"{len(short)} clips have fewer than {num_frames} frames and repeat some: {short[0]}")
 
 
-def clip_transform(num_frames: int, size: int, jitter: bool):
-    """A `datasets` transform: rows -> pixel_values (list of uint8 clips, see read_clip), labels."""
+def clip_batch(rows: dict, num_frames: int, size: int, jitter: bool = False, flip: bool = False):
+    """Rows of `load_clips` -> pixel_values (list of uint8 clips, see read_clip) and labels.
 
-    def transform(rows):
-        clips = [read_clip(video["path"], num_frames, size, jitter) for video in rows["video"]]
-        return {"pixel_values": clips, "labels": rows["label"]}
-
-    return transform
+    With `flip`, every other clip is mirrored, all its frames alike.
+    """
+    clips = [read_clip(video["path"], num_frames, size, jitter) for video in rows["video"]]
+    if flip:
+        clips = [clip.flip(-1) if torch.rand(1) < 0.5 else clip for clip in clips]
+    return {"pixel_values": clips, "labels": rows["label"]}
 
 
 # ---- Model: any VideoMAE checkpoint, under one set of names -------------------------------------
@@ -264,7 +293,7 @@ def v2_config(weights: dict[str, torch.Tensor], model_config: dict) -> VideoMAEC
         patch_size=patch,
         num_hidden_layers=sum(name.endswith("layernorm_before.weight") for name in weights),
         intermediate_size=len(weights["videomae.encoder.layer.0.intermediate.dense.bias"]),
-        num_attention_heads=model_config.get("num_heads") or HEADS[width],
+        num_attention_heads=model_config.get("num_heads") or HEADS.get(width, width // 64),
         image_size=model_config.get("img_size", 224),
         num_frames=model_config.get("num_frames", 16),
         layer_norm_eps=1e-6,
@@ -291,19 +320,30 @@ def checkpoint_files(model_name: str) -> list[Path]:
     return files
 
 
+def videomae_checkpoint(files: list[Path]) -> dict[str, torch.Tensor]:
+    """The state dict of one or more weight files, taken out of what training code wrapped it in."""
+    checkpoint = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            checkpoint |= load_file(file)
+        else:  # a .pth is a pickle: weights_only refuses everything but tensors
+            try:
+                saved = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise ValueError(
+                    f"--model_name {file}: refused, since it holds more than tensors, or is damaged"
+                ) from error
+            checkpoint |= saved.get("module", saved.get("model", saved))
+    return checkpoint
+
+
 def load_model(model_name: str, labels: list[str]):
     """(model, processor): pre-trained backbone, new head for `labels`.
 
     Every backbone weight is loaded and every weight of the checkpoint used, else ValueError.
     """
     files = checkpoint_files(model_name)
-    checkpoint = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            checkpoint |= load_file(file)
-        else:  # a .pth is a pickle: weights_only refuses everything but tensors
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            checkpoint |= saved.get("module", saved.get("model", saved))
+    checkpoint = videomae_checkpoint(files)
     weights = videomae_weights(checkpoint)
     if "videomae.encoder.layer.0.attention.attention.query.weight" not in weights:
         raise ValueError(
@@ -417,6 +457,10 @@ class Arguments(TrainingArguments):
         default="auto" if "SM_MODEL_DIR" in os.environ else None,
         metadata={"help": "A checkpoint, or auto: the newest in --output_dir, if there is one."},
     )
+    horizontal_flip: bool = field(
+        default=False,
+        metadata={"help": "Mirror half of the training clips; not where left and right matter."},
+    )
     num_train_epochs: float = field(default=10, metadata={"aliases": ["--epochs"]})
     per_device_train_batch_size: int = field(
         default=4, metadata={"aliases": ["--train_batch_size"]}
@@ -470,12 +514,15 @@ def make_trainer(args: Arguments, clips: datasets.DatasetDict) -> Trainer:
     # Under the old names the Trainer would silently lose the query and value biases when it loads
     # its best checkpoint or resumes (transformers issue 43701).
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
-    frames, size = model.config.num_frames, model.config.image_size
+    # A transform of datasets: clips are decoded in the workers, when a batch asks for them.
+    batch = partial(clip_batch, num_frames=model.config.num_frames, size=model.config.image_size)
+    jittered = partial(batch, jitter=True, flip=args.horizontal_flip)
+    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0
     return Trainer(
         model=model,
         args=args,
-        train_dataset=clips["train"].with_transform(clip_transform(frames, size, jitter=True)),
-        eval_dataset=clips["validation"].with_transform(clip_transform(frames, size, False)),
+        train_dataset=clips["train"].with_transform(jittered),
+        eval_dataset=clips["validation"].with_transform(batch),
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
@@ -497,13 +544,11 @@ def train(args: Arguments) -> dict[str, float]:
     print(f"{ {split: len(part) for split, part in clips.items()} } clips, {config.id2label}")
     trainer.train(resume_from_checkpoint=resume)
 
-    metrics = trainer.evaluate()
+    # Not evaluate(): with persistent workers it answers from the validation clips for any data set.
+    metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval").metrics
     if "test" in clips:
-        transform = clip_transform(config.num_frames, config.image_size, jitter=False)
-        # Not evaluate(): with persistent workers it would answer from the validation clips again.
-        test_metrics = trainer.predict(clips["test"].with_transform(transform)).metrics
-        trainer.log(test_metrics)
-        metrics |= test_metrics
+        batch = partial(clip_batch, num_frames=config.num_frames, size=config.image_size)
+        metrics |= trainer.predict(clips["test"].with_transform(batch)).metrics
     if trainer.is_world_process_zero():
         # The finished model keeps the names that every version of transformers reads.
         type(trainer.model).save_pretrained(trainer.model, args.model_dir)
@@ -511,6 +556,7 @@ def train(args: Arguments) -> dict[str, float]:
         trainer.state.save_to_json(str(Path(args.model_dir) / "trainer_state.json"))
         Path(args.output_data_dir).mkdir(parents=True, exist_ok=True)
         (Path(args.output_data_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        print({name: f"{value:.4g}" for name, value in metrics.items()})
         print(f"model in {args.model_dir}, metrics in {args.output_data_dir}/metrics.json")
     return metrics
 
@@ -520,8 +566,6 @@ def train(args: Arguments) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the job; on failure tells SageMaker why and exits with 1."""
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
     try:
         train(parse_arguments(argv))
     except Exception as error:

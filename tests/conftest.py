@@ -1,7 +1,45 @@
-"""Puts scripts/ and notebooks/ where the tests can import from them."""
+"""Puts scripts/ and notebooks/ where tests can import from them; a few clips and a tiny model."""
 
+import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "notebooks")]
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the Hub
+
+TINY = ROOT / "notebooks" / "local_mode" / "tiny_videomae_v2"
+
+
+@pytest.fixture(scope="session")
+def clips_folder(tmp_path_factory):
+    """Drawn clips: 16 for training, 8 for validation, 12 for testing."""
+    from local_mode import clips
+
+    folder = tmp_path_factory.mktemp("clips") / "drawn clips"  # a space, as readers have them
+    return clips.write_clips(folder, {"train": 16, "validation": 8, "test": 12}, height=80)
+
+
+@pytest.fixture(scope="session")
+def native_checkpoint(tmp_path_factory):
+    """A random VideoMAE as the Hub has them: self-supervised, saved by transformers itself."""
+    import torch
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = VideoMAEForPreTraining(
+        VideoMAEConfig(
+            **size, image_size=32, patch_size=8, num_frames=4, num_attention_heads=2,
+            decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+            decoder_intermediate_size=32, use_mean_pooling=False,
+        )
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero at birth: a lost bias would go unnoticed
+            torch.nn.init.normal_(parameter)
+    folder = tmp_path_factory.mktemp("native")
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,208 @@
+"""The drawn clips: what a model is trained on in local mode."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import av
+import datasets
+import numpy as np
+import pytest
+from local_mode import clips
+
+COUNTS = {"train": 12, "validation": 6, "test": 8}
+HEIGHT = 48
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return clips.write_clips(tmp_path_factory.mktemp("drawn") / "clips", COUNTS, HEIGHT, seed=3)
+
+
+def bytes_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*.mp4"))}
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 48), (36, 48), (86, 48)])
+def test_any_aspect_ratio_has_the_documented_shapes(size):
+    video, mask = clips.draw_clip("raising_hand", 1, *size, 20)
+    assert video.shape == (20, size[1], size[0], 3) and video.dtype == np.uint8
+    assert mask.shape == video.shape[:3] and mask.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, 1, 2}
+
+
+def test_the_seed_decides_every_pixel():
+    first, again, other = (clips.draw_clip("wave_high", s, 64, 48, 9)[0] for s in (5, 5, 6))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_the_movement_fills_the_clip_at_any_frame_rate():
+    slow, fast = (clips.draw_clip("raising_hand", 4, 128, 96, n)[1] for n in (13, 61))
+    # Frame i of 13 and frame 5 i of 61 are the same moment: the masks are the same.
+    assert (slow == fast[::5]).mean() > 0.999
+    step = [np.mean((m[1:] == 2) != (m[:-1] == 2), axis=(1, 2)).mean() for m in (slow, fast)]
+    assert step[1] < 0.5 * step[0]  # smaller steps of the arm at the higher frame rate
+
+
+def test_the_raised_arm_appears_where_the_action_says():
+    def raised(action):  # share of the clips in which the arm is raised at the start, at the end
+        masks = [clips.draw_clip(action, s, 48, 48, 12)[1] for s in range(12)]
+        return [np.mean([(m[i] == 2).any() for m in masks]) for i in (0, -1)]
+
+    assert raised("raising_hand") == [0, 1]
+    assert raised("lowering") == [1, 0]
+    assert raised("held_up") == raised("wave_high") == [1, 1]
+    assert raised("idle") == raised("walk") == raised("wave_low") == [0, 0]
+
+
+def test_the_whole_arm_stays_in_the_central_square():
+    for seed in range(20):
+        _, mask = clips.draw_clip("raising_hand", seed, 192, 96, 12)
+        outside = np.delete(mask, np.s_[48:144], axis=2)
+        assert (outside == 2).sum() <= 0.02 * (mask == 2).sum(), seed
+
+
+def test_no_end_of_a_clip_gives_the_answer():
+    """Whether the arm is up in the first or last frame (from the masks) says little."""
+    hits = {"down at first": 0, "up at last": 0}
+    rows = clips.plan({"train": 300}, height=64, seed=3)
+    for row in rows:
+        mask = clips.draw_clip(row["action"], row["seed"], 64, 64, 2)[1]
+        first, last = (mask == 2).any((1, 2))
+        positive = row["action"] == clips.POSITIVE
+        hits["down at first"] += positive == (not first)
+        hits["up at last"] += positive == last
+    for rule, count in hits.items():
+        assert 0.65 < count / len(rows) < 0.82, rule
+
+
+def test_layout_balance_and_variety(folder):
+    for split, count in COUNTS.items():
+        found = Counter(p.parent.name for p in folder.glob(f"{split}/*/*.mp4"))
+        assert found == {label: count // 2 for label in clips.LABELS}
+    sizes, rates, lengths = set(), set(), set()
+    for path in folder.rglob("*.mp4"):
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = sum(1 for _ in container.decode(stream))
+        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
+        assert stream.height == HEIGHT and stream.width % 2 == 0
+        assert frames > 16 and 1.4 < frames / stream.average_rate < 4.1
+        sizes.add(stream.width)
+        rates.add(stream.average_rate)
+        lengths.add(frames)
+    assert len(sizes) >= 3 and len(rates) >= 3 and len(lengths) >= 5
+
+
+def test_decord_reads_every_size(folder):
+    decord = pytest.importorskip("decord")
+    for path in folder.rglob("*.mp4"):  # 50 and 74 wide where 48 and 72 would fail
+        frames = decord.VideoReader(str(path), num_threads=1).get_batch([0, 5]).asnumpy()
+        with av.open(str(path)) as container:
+            first = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        assert np.abs(frames[0].astype(int) - first).max() <= 3, path
+    widths = {r["width"] for h in (48, 96) for r in clips.plan({"train": 40}, h, 0)}
+    assert not widths & {48, 72}
+
+
+def test_names_do_not_tell_the_label(folder):
+    labels = [p.parent.name for p in sorted(folder.glob("train/*/*"), key=lambda p: p.name)]
+    assert len({p.name for p in folder.glob("train/*/*")}) == COUNTS["train"]
+    changes = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+    assert changes > 2  # sorted by name, the labels are mixed
+
+
+def test_the_default_plan_keeps_persons_in_one_split():
+    rows = clips.plan({"train": 320, "validation": 80, "test": 120}, 96, seed=0)
+    people = {split: {clips.appearance(*r["person"]) for r in rows if r["person"][1] == split}
+              for split in ("train", "validation", "test")}  # fmt: skip
+    assert {s: len(p) for s, p in people.items()} == {"train": 80, "validation": 20, "test": 30}
+    assert len(set.union(*people.values())) == 80 + 20 + 30
+    labels = Counter((tuple(r["person"]), r["action"] == "raising_hand") for r in rows)
+    assert len(labels) > 1.5 * 130  # most persons do both: who it is does not tell what it is
+    actions = Counter(r["action"] for r in rows if r["action"] != "raising_hand")
+    for action, share in clips.NEGATIVE_ACTIONS.items():
+        assert abs(actions[action] - 260 * share) <= 3
+
+
+def test_the_same_seed_gives_the_same_files(folder, tmp_path):
+    again = clips.write_clips(tmp_path / "again", COUNTS, HEIGHT, seed=3)
+    assert bytes_of(again) == bytes_of(folder)
+    other = clips.write_clips(tmp_path / "other", {"train": 2}, HEIGHT, seed=4)
+    assert not set(bytes_of(other).values()) & set(bytes_of(folder).values())
+
+
+def test_a_complete_folder_is_kept_and_an_incomplete_one_redrawn(tmp_path):
+    folder = clips.write_clips(tmp_path / "c", {"train": 4}, HEIGHT)
+    before, paths = bytes_of(folder), sorted(folder.rglob("*.mp4"))
+    stamps = [p.stat().st_mtime_ns for p in paths]
+    clips.write_clips(folder, {"train": 4}, HEIGHT)
+    assert [p.stat().st_mtime_ns for p in paths] == stamps
+    paths[0].unlink()
+    clips.write_clips(folder, {"train": 4}, HEIGHT)
+    assert bytes_of(folder) == before
+    record = json.loads((folder / "clips.json").read_text())
+    (folder / "clips.json").write_text(json.dumps(record | {"complete": False}))
+    paths[0].write_bytes(b"half a clip")  # as an interrupted run leaves it
+    clips.write_clips(folder, {"train": 4}, HEIGHT)
+    assert bytes_of(folder) == before
+    clips.write_clips(folder, {"train": 2}, HEIGHT)  # other arguments
+    assert len(bytes_of(folder)) == 2
+
+
+def test_files_of_the_reader_are_never_deleted(tmp_path):
+    mine = tmp_path / "c" / "train" / "dancing" / "party.mp4"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="party.mp4.*another folder"):
+        clips.write_clips(tmp_path / "c", {"train": 2}, HEIGHT)
+    assert mine.read_bytes() == b"precious"
+    assert not (tmp_path / "c" / "clips.json").exists()
+    folder = clips.write_clips(tmp_path / "d", {"train": 2}, HEIGHT)
+    (folder / "train" / "raising_hand" / "party.mp4").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="party.mp4"):  # other arguments, one strange file
+        clips.write_clips(folder, {"train": 4}, HEIGHT)
+    assert len(bytes_of(folder)) == 3
+
+
+def test_datasets_reads_it_as_a_videofolder(folder, tmp_path):
+    assert (folder / "clips.json").is_file()  # and does not disturb
+    loaded = datasets.load_dataset("videofolder", data_dir=str(folder), cache_dir=str(tmp_path))
+    assert {split: len(part) for split, part in loaded.items()} == COUNTS
+    assert loaded["train"].features["label"].names == sorted(clips.LABELS)
+    assert loaded["train"].column_names == ["video", "label"]
+    row = loaded["train"].cast_column("video", datasets.Video(decode=False))[0]
+    assert Path(row["video"]["path"]).parent.name == sorted(clips.LABELS)[row["label"]]
+
+
+def test_contact_sheet_shows_labels_times_and_pictures(folder):
+    figure = clips.contact_sheet(folder, "test", clips_per_label=2, frames_per_clip=5)
+    assert len(figure.axes) == 4 * 5
+    titles = [axis.get_title(loc="left") for axis in figure.axes[::5]]
+    assert titles == ["not_raising_hand"] * 2 + ["raising_hand"] * 2
+    times = [axis.texts[0].get_text() for axis in figure.axes[:5]]
+    seconds = [float(text.removesuffix(" s")) for text in times]
+    assert seconds == sorted(seconds) and seconds[-1] > 1 and seconds[0] > 0
+    assert np.ptp(figure.axes[0].images[0].get_array()) > 100
+    figure.canvas.draw()
+
+
+def test_contact_sheet_names_what_is_wrong(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no clips in .*nowhere"):
+        clips.contact_sheet(folder, "nowhere")
+    bad = tmp_path / "train" / "dancing" / "bad.mp4"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"not a video at all")
+    with pytest.raises(ValueError, match="cannot decode .*bad.mp4"):
+        clips.contact_sheet(tmp_path)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match="juggling.*raising_hand"):
+        clips.draw_clip("juggling", 0, 64, 48, 9)
+    with pytest.raises(ValueError, match="0 frames"):
+        clips.draw_clip("idle", 0, 64, 48, 0)
+    with pytest.raises(ValueError, match="height 97"):
+        clips.write_clips(tmp_path / "c", height=97)
+    assert not (tmp_path / "c").exists()
