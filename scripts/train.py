@@ -307,6 +307,8 @@ def checkpoint_files(model_name: str) -> list[Path]:
     """The weight files of a local file or folder, or of the Hub: owner/name or owner/name/file."""
     path = Path(model_name)
     if not path.exists():
+        if model_name.startswith((".", "/")):
+            raise FileNotFoundError(f"--model_name {model_name}: no such file or folder")
         repo, file = "/".join(path.parts[:2]), "/".join(path.parts[2:])
         if file:
             path = Path(from_hub(huggingface_hub.hf_hub_download, "--model_name", repo, file))
@@ -338,9 +340,10 @@ def videomae_checkpoint(files: list[Path]) -> dict[str, torch.Tensor]:
 
 
 def load_model(model_name: str, labels: list[str]):
-    """(model, processor): pre-trained backbone, new head for `labels`.
+    """(VideoMAEForVideoClassification, image processor): pre-trained backbone, new head.
 
-    Every backbone weight is loaded and every weight of the checkpoint used, else ValueError.
+    `model_name`: see checkpoint_files. The head has one logit for each of `labels`. Raises
+    ValueError if a backbone weight is missing, or a weight of the checkpoint has no use.
     """
     files = checkpoint_files(model_name)
     checkpoint = videomae_checkpoint(files)
@@ -529,7 +532,7 @@ def make_trainer(args: Arguments, clips: datasets.DatasetDict) -> Trainer:
 
 
 def train(args: Arguments) -> dict[str, float]:
-    """Fine-tunes, saves model and metrics, and returns the metrics of the last split there is."""
+    """Fine-tunes, saves model and metrics, and returns the metrics (eval_*, and test_* if any)."""
     last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
     if last and args.resume_from_checkpoint is None:
         raise FileExistsError(

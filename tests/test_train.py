@@ -360,6 +360,8 @@ def test_what_is_not_a_videomae_is_refused(tmp_path):
         empty = tmp_path / "empty"
         empty.mkdir()
         train.load_model(str(empty), LABELS)
+    with pytest.raises(FileNotFoundError, match="/no/such.pth: no such file"):
+        train.load_model("/no/such.pth", LABELS)
     with pytest.raises(RuntimeError, match="--model_name nobody/gated: .*HF_TOKEN"):
         train.load_model("nobody/gated", LABELS)
 
