@@ -186,6 +186,8 @@ def test_contact_sheet_shows_labels_times_and_pictures(folder):
     assert seconds == sorted(seconds) and seconds[-1] > 1 and seconds[0] > 0
     assert np.ptp(figure.axes[0].images[0].get_array()) > 100
     figure.canvas.draw()
+    first = clips.contact_sheet(folder, "test", clips_per_label=2, frames_per_clip=5, labels=1)
+    assert [axis.get_title(loc="left") for axis in first.axes[::5]] == ["not_raising_hand"] * 2
 
 
 def test_contact_sheet_names_what_is_wrong(folder, tmp_path):

@@ -361,10 +361,11 @@ def read_frames(path, count):
         raise ValueError(f"cannot decode {path}: {error}") from error
 
 
-def contact_sheet(folder, split="train", clips_per_label=3, frames_per_clip=6, seed=0):
+def contact_sheet(folder, split="train", clips_per_label=3, frames_per_clip=6, labels=4, seed=0):
     """A matplotlib Figure of some clips of each label: a row for each clip, time to the right.
 
     folder: any video folder, `<folder>/<split>/<label>/<name>.mp4`; the clips are chosen by seed.
+    `labels`: how many labels are shown, the first ones.
     Raises FileNotFoundError if it has no such split or no clips, ValueError if one is undecodable.
     """
     from matplotlib.figure import Figure
@@ -377,7 +378,8 @@ def contact_sheet(folder, split="train", clips_per_label=3, frames_per_clip=6, s
     if not files:
         raise FileNotFoundError(f"no clips in {root}: expected {root}/<label>/<name>.mp4")
     rng = np.random.default_rng(seed)
-    picks = [rng.permutation(paths)[:clips_per_label] for paths in files.values()]
+    shown = list(files.values())[:labels]
+    picks = [rng.permutation(paths)[:clips_per_label] for paths in shown]
     rows = [(path, read_frames(path, frames_per_clip)) for pick in picks for path in pick]
     heights = [frames[0][1].shape[0] / frames[0][1].shape[1] for _, frames in rows]
     width = 1.7 * frames_per_clip
