@@ -15,6 +15,7 @@ Every field of transformers.TrainingArguments is a flag as well: python train.py
 import argparse
 import difflib
 import json
+import logging
 import os
 import sys
 import tarfile
@@ -57,6 +58,8 @@ from transformers.utils.versions import require_version
 require_version("transformers>=5.18", "To fix: pip install -r scripts/requirements.txt")
 decord.logging.set_level(decord.logging.QUIET)  # our own report is shorter
 transformers.logging.disable_progress_bar()
+# It reports that checkpoints made within seconds are sorted by step: as they should be.
+logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 # ---- Clips: from a file to a uint8 tensor -------------------------------------------------------
@@ -109,17 +112,17 @@ def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
     """(number of frames, None) of a clip that can be read, else (0, the reason in one line)."""
     if not os.path.getsize(path):
         return 0, "empty file (0 bytes)"
+    try:  # FFmpeg first: decord's messages name neither codec nor remedy
+        with av.open(path) as container:
+            if not container.streams.video:
+                return 0, "no video stream (audio only)"
+            codec = container.streams.video[0].codec.canonical_name
+    except av.FFmpegError as error:
+        return 0, f"not a video, or damaged ({error.strerror})"
     try:
         read_frames(path, num_frames)
         return len(decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)), None
-    except Exception:  # decord's message names neither codec nor remedy: ask FFmpeg
-        try:
-            with av.open(path) as container:
-                if not container.streams.video:
-                    return 0, "no video stream (audio only)"
-                codec = container.streams.video[0].codec.canonical_name
-        except av.FFmpegError as error:
-            return 0, f"not a video, or damaged ({error.strerror})"
+    except Exception:
         remedy = "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
         return 0, f"damaged, or a codec that decord cannot decode ({codec}); try: {remedy}"
 

@@ -4,8 +4,7 @@
 
 Trains `scripts/train.py` with the hyperparameters of local_mode/parameters.yaml: with three seeds
 on the drawn clips, then on stills: the same clips, in which all frames are copies of one of them
-(the first, the middle one, the last). A model of stills is the best that an image classifier of
-this size could do. Training and test are alike in this, so the comparison is fair.
+(the first, the middle one, the last). Training and test are alike, so the comparison is fair.
 """
 
 import argparse
