@@ -4,46 +4,67 @@
 
     clips/train/<label>/*.mp4   clips/validation/<label>/*.mp4   clips/test/<label>/*.mp4
 
-Laptop:        python train.py --dataset clips --epochs 4 --train_batch_size 2
-One GPU:       python train.py --dataset clips --fp16 true
-Several GPUs:  torchrun --nproc_per_node 4 train.py --dataset clips --fp16 true
-SageMaker:     notebooks/03_remote_launch.ipynb (folders then come from the SM_* variables)
+Laptop:         python train.py --dataset clips --epochs 4 --train_batch_size 2
+One GPU:        python train.py --dataset clips
+Several GPUs:   torchrun --nproc_per_node 4 train.py --dataset clips
+Several nodes:  torchrun --nnodes 2 --node_rank 0 --master_addr HOST --nproc_per_node 4 train.py ...
+SageMaker:      notebooks/03_remote_launch.ipynb (folders then come from the SM_* variables)
+Go on after an interruption:             the same line and --resume_from_checkpoint auto
+What becomes of a checkpoint's weights:  python train.py --check true --model_name FILE
 
 Every field of transformers.TrainingArguments is a flag as well: python train.py --help
 """
 
 import argparse
 import difflib
+import importlib.metadata
 import json
 import logging
 import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
 import sys
 import tarfile
+import threading
+import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+import zipfile
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a CPU, torch must leave cores to decoding
 
+import accelerate
 import av
 import datasets
 import decord
 import evaluate
 import huggingface_hub
 import numpy as np
+import pebble
+import peft
+import psutil
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.utils.class_weight import compute_class_weight
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     HfArgumentParser,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
@@ -51,7 +72,6 @@ from transformers import (
     set_seed,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.versions import require_version
 
 # 5.5.1 to 5.17.0 load VideoMAE checkpoints with their query and value biases silently zero.
@@ -62,73 +82,152 @@ transformers.logging.disable_progress_bar()
 logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
-# ---- Clips: from a file to a uint8 tensor -------------------------------------------------------
+# ---- Clips: which frames, and how to get them ---------------------------------------------------
+
+DECODE_SECONDS = 60  # a damaged file can hang a decoder for ever; this bounds it
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # grey of red, green, blue (ITU-R BT.601)
+RATE = 30  # frames per second in which --sampling_rate counts, as Kinetics has it
 
 
-def frame_indices(total: int, num_frames: int, jitter: bool = False) -> torch.Tensor:
-    """One frame from each of `num_frames` equal segments of a clip (TSN, arXiv:1608.00859).
+def frame_indices(times: np.ndarray, num_frames: int, sampling_rate: float, place) -> np.ndarray:
+    """Which frames of a clip the model sees: int64 [num_frames], never falling, in [0, total).
 
-    The segments follow the clip's own length; the frame is each segment's centre, or with
-    `jitter` any frame of it. A clip with fewer than `num_frames` frames repeats some.
+    `times` [total] are the frames' start times in seconds. `place` in [0, 1) is a number or, for
+    uniform sampling, one for each frame.
 
-    Returns int64 [num_frames], rising, each in [0, total).
+    Uniform (`sampling_rate` 0): the clip is cut into `num_frames` equal segments, and one frame is
+    taken at `place` of each (TSN, arXiv:1608.00859). A shorter clip repeats frames.
+    Dense: a window of `num_frames` ticks, `sampling_rate` / 30 s apart, so that an action has the
+    same speed at any frame rate, variable ones too. `place` is that of the window in the clip; a
+    clip that is shorter than the window repeats its last frame.
     """
-    place = torch.rand(num_frames) if jitter else torch.full((num_frames,), 0.5)
-    return ((torch.arange(num_frames) + place) * total / num_frames).long().clamp(max=total - 1)
+    total, ticks = len(times), np.arange(num_frames)
+    if not sampling_rate:
+        indices = ((ticks + np.asarray(place)) * total / num_frames).astype(np.int64)
+    else:
+        tick = sampling_rate / RATE
+        length = (times[-1] - times[0]) * total / max(1, total - 1)
+        start = times[0] + place * max(0, length - num_frames * tick)
+        seconds = start + (ticks + 0.5) * tick  # counted from the start: nothing adds up
+        indices = np.searchsorted(times, seconds + 1e-3, side="right") - 1  # 1e-3: rounding
+    return indices.clip(0, total - 1)
 
 
-def read_frames(path: str, num_frames: int, jitter: bool = False) -> torch.Tensor:
-    """The clip's sampled frames, uint8 [frames, height, width, channels]; no others are decoded.
+def within(seconds: float, function, *args):
+    """function(*args), or TimeoutError after `seconds`."""
+    answer = Future()
 
-    Raises decord.DECORDError or RuntimeError where the file cannot be decoded.
+    def run():
+        try:
+            answer.set_result(function(*args))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(seconds)
+
+
+def read_frames(path: str, num_frames: int, sampling_rate: float = 0, places=(0.5,)):
+    """The sampled frames of one or more views, uint8 [views, frames, channels, height, width].
+
+    Only the frames needed are decoded. `places`: one for each view, see frame_indices. Raises
+    ValueError with the path and the reason where the file cannot be decoded.
     """
+    try:
+        return within(DECODE_SECONDS, decode, path, num_frames, sampling_rate, places)
+    except TimeoutError:
+        raise ValueError(f"{path}: decoding took more than {DECODE_SECONDS} s") from None
+    except (decord.DECORDError, RuntimeError) as error:
+        raise ValueError(f"{path}: damaged, or a codec that decord cannot decode") from error
+
+
+def decode(path: str, num_frames: int, sampling_rate: float, places) -> torch.Tensor:
+    """read_frames without its bound and its errors."""
     # One reader per call and one thread: a decord reader must not cross a fork.
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-    indices = frame_indices(len(reader), num_frames, jitter)
-    return torch.from_numpy(reader.get_batch(indices.tolist()).asnumpy())
+    times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    indices = np.stack([frame_indices(times, num_frames, sampling_rate, p) for p in places])
+    wanted, where = np.unique(indices, return_inverse=True)
+    frames = torch.from_numpy(reader.get_batch(wanted.tolist()).asnumpy())
+    return frames[torch.from_numpy(where.reshape(indices.shape))].permute(0, 1, 4, 2, 3)
 
 
-def read_clip(path: str, num_frames: int, size: int, jitter: bool = False) -> torch.Tensor:
-    """The clip's sampled frames, short side resized to `size` pixels, cropped to a square.
+# ---- Clips: what the model sees of them ---------------------------------------------------------
 
-    The crop is central; with `jitter` the frames are up to 15 % larger and the crop is anywhere,
-    in the same place for all frames.
 
-    Returns uint8 [frames, channels, size, size]. Raises ValueError with the path of a bad file.
+def read_clip(
+    path: str,
+    num_frames: int,
+    size: int,
+    sampling_rate: float = 0,
+    views: int = 1,
+    crops: int = 1,
+) -> torch.Tensor:
+    """The clip as evaluation sees it: short side resized to `size` pixels, cropped to squares.
+
+    `views` of the clip in time, each in the middle of its share; `crops` 1 (the centre) or 3
+    (along the longer side). Returns uint8 [frames, channels, size, size] for one view and crop,
+    else [views * crops, frames, ...]. Raises ValueError with the path of a bad file.
     """
-    try:
-        frames = read_frames(path, num_frames, jitter).permute(0, 3, 1, 2)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ValueError(f"{path}: {clip_problem(path, num_frames)[1]}") from error
-    zoom, down, right = torch.rand(3).tolist() if jitter else (0, 0.5, 0.5)
-    scale = size * (1 + 0.15 * zoom) / min(frames.shape[-2:])
+    frames = read_frames(path, num_frames, sampling_rate, (np.arange(views) + 0.5) / views)
+    height, width = (max(size, int(s * size / min(frames.shape[-2:]))) for s in frames.shape[-2:])
+    frames = resized(frames, height, width)
+    shares = [0.5] if crops == 1 else [0, 0.5, 1]
+    cut = [
+        frames[..., top : top + size, left : left + size]
+        for top, left in ((int((height - size) * s), int((width - size) * s)) for s in shares)
+    ]
+    clips = torch.stack(cut, 1).flatten(0, 1)
+    return clips[0] if len(clips) == 1 else clips
+
+
+def read_train_clip(
+    path: str,
+    num_frames: int,
+    size: int,
+    sampling_rate: float,
+    draw: torch.Generator,
+    zoom: float = 0.15,
+    colour_jitter: float = 0.0,
+    flip: bool = False,
+) -> torch.Tensor:
+    """The clip as training sees it: frames, crop, colours and mirroring as `draw` has them.
+
+    All frames of a clip are changed alike: motion stays motion. The frames are up to `zoom` larger
+    than evaluation's and the square crop is anywhere in them; brightness, contrast and saturation
+    change by factors within 1 -+ `colour_jitter`; with `flip`, half of the clips are mirrored.
+    Returns uint8 [frames, channels, size, size]; raises as read_clip.
+    """
+    uniform = torch.rand(num_frames, generator=draw).numpy()
+    larger, down, right, mirror, *colours = torch.rand(7, generator=draw).tolist()
+    place = uniform[0] if sampling_rate else uniform
+    frames = read_frames(path, num_frames, sampling_rate, [place])[0]
+    scale = size * (1 + zoom * larger) / min(frames.shape[-2:])
     height, width = (max(size, int(side * scale)) for side in frames.shape[-2:])
-    frames = F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
     top, left = int((height - size) * down), int((width - size) * right)
-    return frames[:, :, top : top + size, left : left + size].contiguous()
+    clip = resized(frames, height, width)[..., top : top + size, left : left + size]
+    if colour_jitter:
+        clip = jittered(clip, *(1 + colour_jitter * (2 * c - 1) for c in colours))
+    return (clip.flip(-1) if flip and mirror < 0.5 else clip).contiguous()
 
 
-def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
-    """(number of frames, None) of a clip that can be read, else (0, the reason in one line)."""
-    if not os.path.getsize(path):
-        return 0, "empty file (0 bytes)"
-    try:  # FFmpeg first: decord's messages name neither codec nor remedy
-        with av.open(path) as container:
-            if not container.streams.video:
-                return 0, "no video stream (audio only)"
-            codec = container.streams.video[0].codec.canonical_name
-    except av.FFmpegError as error:
-        return 0, f"not a video, or damaged ({error.strerror})"
-    try:
-        read_frames(path, num_frames)
-        return len(decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)), None
-    except Exception:
-        remedy = "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
-        return 0, f"damaged, or a codec that decord cannot decode ({codec}); try: {remedy}"
+def resized(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [..., channels, height, width], bilinear and antialiased as the image processor's."""
+    flat = frames.flatten(0, -4)
+    flat = F.interpolate(flat, (height, width), mode="bilinear", antialias=True)
+    return flat.unflatten(0, frames.shape[:-3])
+
+
+def jittered(clip: torch.Tensor, brightness: float, contrast: float, saturation: float):
+    """uint8 [frames, channels, height, width] with changed colours: one matrix for all frames."""
+    mixing = saturation * torch.eye(3) + (1 - saturation) * LUMA.expand(3, 3)
+    pixels = clip.flatten(-2).float()
+    grey = (LUMA @ pixels).mean()
+    pixels = brightness * (contrast * (mixing @ pixels) + (1 - contrast) * grey)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8).view_as(clip)
 
 
 # ---- Data set: from folders to rows -------------------------------------------------------------
-
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 FORMATS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpeg")
@@ -171,11 +270,16 @@ def load_clips(dataset: str, seed: int = 42) -> datasets.DatasetDict:
     clip becomes one. Nothing is decoded here. Raises ValueError where a class has no clips.
     """
     folder = dataset_folder(dataset)
-    files = {}  # {split: {label: paths}}
+    files, others = {}, []  # files: {split: {label: paths}}
     for name, split in SPLITS.items():
         for place in sorted(folder.glob(f"{name}/[!.]*/")):
-            videos = [str(f) for f in sorted(place.rglob("*")) if f.suffix.lower() in FORMATS]
+            found = [f for f in sorted(place.rglob("[!.]*")) if not f.is_dir()]
+            videos = [str(f) for f in found if f.suffix.lower() in FORMATS]
             files.setdefault(split, {})[place.name] = videos
+            others += [f for f in found if f.suffix.lower() not in FORMATS]
+    if others:
+        ends = " ".join(FORMATS)
+        say(f"{len(others)} files are left out, since they do not end in {ends}: {others[0]}")
     labels = sorted(files.get("train", {}))
     if len(labels) < 2:
         raise ValueError(
@@ -205,32 +309,165 @@ def load_clips(dataset: str, seed: int = 42) -> datasets.DatasetDict:
     return clips
 
 
-# ---- Data set: bad clips, and batches -----------------------------------------------------------
+# ---- Clips: which of them are bad ---------------------------------------------------------------
+
+MAX_PIXELS = 8192 * 4320  # of a frame; a wrong header can ask for far more than there is memory
+REMEDY = "try: prepare_clips.py, or ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
 
 
-def check_clips(clips: datasets.DatasetDict, num_frames: int) -> None:
-    """Opens every clip before any training. Raises ValueError with a report of all bad ones."""
-    paths = [video["path"] for part in clips.values() for video in part["video"]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(partial(clip_problem, num_frames=num_frames), paths)
-        found = list(tqdm(found, "check clips", len(paths), disable=None))
-    bad = [f"  {path}: {why}" for path, (_, why) in zip(paths, found, strict=True) if why]
-    if bad:
-        report = "\n".join(bad)
-        raise ValueError(f"{len(bad)} of {len(paths)} clips cannot be read:\n{report}")
-    short = [path for path, (total, _) in zip(paths, found, strict=True) if total < num_frames]
-    if short:
-        print(f"{len(short)} clips have fewer than {num_frames} frames and repeat some: {short[0]}")
+def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
+    """(number of frames, None) of a clip that can be read, else (0, the reason in one line)."""
+    if not os.path.isfile(path):
+        return 0, "no such file (a broken link?)"
+    if not os.path.getsize(path):
+        return 0, "empty file (0 bytes)"
+    codec = "unknown codec"
+    try:  # FFmpeg first: decord's messages name neither codec nor remedy
+        with av.open(path) as container:
+            if not container.streams.video:
+                return 0, "no video stream (audio only)"
+            stream = container.streams.video[0]
+            coder, kind = stream.codec_context, container.format.name.split(",")[0]
+            if coder is None:
+                return 0, "damaged, or in a codec that FFmpeg does not know"
+            codec = coder.codec.canonical_name
+            if coder.width * coder.height > MAX_PIXELS:
+                return 0, f"frames of {coder.width} x {coder.height} pixels; {REMEDY}"
+            packets = [packet.is_discard for packet in container.demux(stream) if packet.size]
+            safe = codec in ("h264", "hevc") and kind != "avi" or not coder.has_b_frames
+        read_frames(path, num_frames)
+        if (any(packets) or not safe) and wrong_frames(path, num_frames):
+            return 0, f"decord mixes up the frames of this {kind} file ({codec}); {REMEDY}"
+        return len(packets), None
+    except av.FFmpegError as error:
+        return 0, f"not a video, or damaged ({error.strerror})"
+    except Exception as error:  # damaged files make PyAV raise what they will
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+        return 0, f"{reason} ({codec}); {REMEDY}"
 
 
-def clip_batch(rows: dict, num_frames: int, size: int, jitter: bool = False, flip: bool = False):
-    """Rows of `load_clips` -> pixel_values (list of uint8 clips, see read_clip) and labels.
+def wrong_frames(path: str, num_frames: int) -> bool:
+    """Whether decord's frames are others than those of a decode of every frame, from the start.
 
-    With `flip`, every other clip is mirrored, all its frames alike.
+    They are, without an error, where B-frames meet AVI or MPEG-4 part 2 (old XviD files), and in
+    cuts made without re-encoding. Judged by grey thumbnails of the frames that evaluation samples.
     """
-    clips = [read_clip(video["path"], num_frames, size, jitter) for video in rows["video"]]
-    if flip:
-        clips = [clip.flip(-1) if torch.rand(1) < 0.5 else clip for clip in clips]
+    with av.open(path) as container:
+        frames = container.decode(video=0)
+        every = [
+            np.rot90(f.reformat(32, 32, "gray", threads=1).to_ndarray(), f.rotation // 90)
+            for f in frames
+        ]
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, width=32, height=32)
+    if len(reader) != len(every):
+        return True
+    indices = frame_indices(np.arange(len(every)), num_frames, 0, 0.5)
+    sampled = reader.get_batch(indices.tolist()).asnumpy() @ LUMA.numpy()
+    distance = np.abs(sampled[:, None] - np.stack(every)).mean((2, 3))  # [frames sampled, total]
+    # In a still scene any frame will do; below 0.1 of 255 levels is rounding.
+    return bool((distance[range(num_frames), indices] > distance.min(1) + 0.1).any())
+
+
+# ---- Data set: the bad clips of it --------------------------------------------------------------
+
+
+def check_clips(
+    clips: datasets.DatasetDict, num_frames: int, on_bad_clip: str = "error", workers: int = 2
+) -> tuple[datasets.DatasetDict, dict[str, str]]:
+    """Decodes a sample of every clip before any training: (the good clips, {path: reason}).
+
+    Each clip is opened in a process of its own, so that one that hangs or crashes a decoder is
+    reported as the others are. Several ranks share the work. Raises ValueError with a report of
+    all bad clips, or with `on_bad_clip` "skip", where a class has none left.
+    """
+    paths = [video["path"] for part in clips.values() for video in part["video"]]
+    state = accelerate.PartialState()
+    mine, found = paths[state.process_index :: state.num_processes], []
+    problem = partial(clip_problem, num_frames=num_frames)
+    with pebble.ProcessPool(workers) as pool, tqdm(mine, "check clips", disable=None) as bar:
+        results = pool.map(problem, mine, timeout=2 * DECODE_SECONDS).result()
+        for path in bar:
+            try:
+                total, why = next(results)
+            except TimeoutError:
+                total, why = 0, f"decoding takes longer than {2 * DECODE_SECONDS} s"
+            except pebble.ProcessExpired as error:
+                total, why = 0, f"the decoder crashed (exit code {error.exitcode})"
+            found.append((path, total, why))
+    found = sorted(gather_object(found))
+    short = [path for path, total, why in found if total < num_frames and not why]
+    if short:
+        say(f"{len(short)} clips have fewer than {num_frames} frames and repeat some: {short[0]}")
+    bad = {path: why for path, _, why in found if why}
+    report = "\n".join(f"  {path}: {why}" for path, why in bad.items())
+    report = f"{len(bad)} of {len(paths)} clips cannot be read:\n{report}"
+    if bad and on_bad_clip == "error":
+        raise ValueError(f"{report}\nor leave them out: --on_bad_clip skip")
+    if bad:
+        say(f"{report}\nthey are left out, as --on_bad_clip skip says")
+        keep = {
+            split: [v["path"] not in bad for v in part["video"]] for split, part in clips.items()
+        }
+        clips = datasets.DatasetDict(
+            {split: part.select(np.flatnonzero(keep[split])) for split, part in clips.items()}
+        )
+    for split, part in clips.items():
+        names = part.features["label"].names
+        if gone := sorted({*range(len(names))} - {*part["label"]}):
+            raise ValueError(f"split {split} has no clip left of {[names[i] for i in gone]}")
+    return clips, bad
+
+
+def say(*words) -> None:
+    """print, by the first of several processes only."""
+    if accelerate.PartialState().is_main_process:
+        print(*words, flush=True)
+
+
+# ---- Data set: from rows to batches -------------------------------------------------------------
+
+
+class TrainClips(torch.utils.data.Dataset):
+    """Training clips: pixel_values (see read_train_clip) and labels.
+
+    Position `epoch * len + i` is clip i as that epoch sees it. What is random about it follows
+    from seed and position alone: not from the number of workers, processes or interruptions.
+    """
+
+    def __init__(self, rows: datasets.Dataset, seed: int, **reading):
+        self.rows, self.seed, self.reading = rows, seed, reading
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> dict:
+        row = self.rows[position % len(self.rows)]
+        draw = torch.Generator().manual_seed((self.seed << 32) + position)
+        clip = read_train_clip(row["video"]["path"], draw=draw, **self.reading)
+        return {"pixel_values": clip, "labels": row["label"]}
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """All positions of an epoch of TrainClips, in an order drawn from seed and epoch.
+
+    `epoch` is a function: which one it is, is Trainer's to say, also after an interruption.
+    """
+
+    def __init__(self, total: int, seed: int, epoch):
+        self.total, self.seed, self.epoch = total, seed, epoch
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self):
+        epoch = self.epoch()
+        draw = torch.Generator().manual_seed((self.seed << 32) + epoch)
+        return iter((torch.randperm(self.total, generator=draw) + epoch * self.total).tolist())
+
+
+def eval_batch(rows: dict, **reading) -> dict:
+    """Rows of `load_clips` -> pixel_values (list of uint8 clips, see read_clip) and labels."""
+    clips = [read_clip(video["path"], **reading) for video in rows["video"]]
     return {"pixel_values": clips, "labels": rows["label"]}
 
 
@@ -239,6 +476,7 @@ def clip_batch(rows: dict, num_frames: int, size: int, jitter: bool = False, fli
 # Left: VideoMAE-v2's names (and two that transformers itself saves); right: those in memory.
 NAMES = {
     "patch_embed.proj.": "videomae.embeddings.patch_embeddings.projection.",
+    "pos_embed": "videomae.embeddings.position_embeddings",
     "blocks.": "videomae.encoder.layer.",
     ".norm1.": ".layernorm_before.",
     ".norm2.": ".layernorm_after.",
@@ -252,31 +490,34 @@ NAMES = {
 }
 # What only pre-training or the old head needed.
 DROPPED = (
-    "decoder.", "encoder_to_decoder.", "mask_token", "pos_embed", "norm.", "videomae.layernorm.",
-    "head.", "classifier.",
+    "decoder.", "encoder_to_decoder.", "mask_token", "norm.", "videomae.layernorm.", "head.",
+    "classifier.",
 )  # fmt: skip
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # width: attention heads (S, B, L, H, g)
 
 
-def videomae_weights(checkpoint: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone of a VideoMAE or VideoMAE-v2 state dict, under transformers' names.
+def videomae_names(name: str) -> list[str]:
+    """What a checkpoint's key is called in transformers: no name (dropped), one, or three.
 
     The fine-tuning ViT of github.com/OpenGVLab/VideoMAEv2 is the ViT of transformers' VideoMAE:
     only the names differ, and one qkv matrix [3 * width, width] stands for three.
     """
+    for prefix in ("_orig_mod.", "module.", "backbone.", "encoder.", "model."):
+        name = name.removeprefix(prefix)
+    if name.startswith(DROPPED):
+        return []
+    for old, new in NAMES.items():
+        name = name.replace(old, new)
+    parts = ("query", "key", "value") if name.endswith(".attn.qkv.weight") else ("",)
+    return [name.replace("attn.qkv", f"attention.attention.{part}") for part in parts]
+
+
+def videomae_weights(checkpoint: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone of a VideoMAE or VideoMAE-v2 state dict, under transformers' names."""
     weights = {}
-    for name, tensor in checkpoint.items():
-        for prefix in ("_orig_mod.", "module.", "backbone.", "encoder.", "model."):
-            name = name.removeprefix(prefix)
-        if name.startswith(DROPPED):
-            continue
-        for old, new in NAMES.items():
-            name = name.replace(old, new)
-        if name.endswith(".attn.qkv.weight"):
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                weights[name.replace("attn.qkv", f"attention.attention.{part}")] = rows
-        else:
-            weights[name] = tensor
+    for key, tensor in checkpoint.items():
+        if names := videomae_names(key):
+            weights |= zip(names, tensor.chunk(len(names)) if names[1:] else [tensor], strict=True)
     return weights
 
 
@@ -296,7 +537,7 @@ def v2_config(weights: dict[str, torch.Tensor], model_config: dict) -> VideoMAEC
         patch_size=patch,
         num_hidden_layers=sum(name.endswith("layernorm_before.weight") for name in weights),
         intermediate_size=len(weights["videomae.encoder.layer.0.intermediate.dense.bias"]),
-        num_attention_heads=model_config.get("num_heads") or HEADS.get(width, width // 64),
+        num_attention_heads=model_config.get("num_heads") or HEADS.get(width, max(1, width // 64)),
         image_size=model_config.get("img_size", 224),
         num_frames=model_config.get("num_frames", 16),
         layer_norm_eps=1e-6,
@@ -342,15 +583,20 @@ def videomae_checkpoint(files: list[Path]) -> dict[str, torch.Tensor]:
     return checkpoint
 
 
-def load_model(model_name: str, labels: list[str]):
+def load_model(model_name: str, labels: list[str], check: bool = False):
     """(VideoMAEForVideoClassification, image processor): pre-trained backbone, new head.
 
-    `model_name`: see checkpoint_files. The head has one logit for each of `labels`. Raises
-    ValueError if a backbone weight is missing, or a weight of the checkpoint has no use.
+    `model_name`: see checkpoint_files. The head has one logit for each of `labels`. With `check`,
+    prints what becomes of each key of the checkpoint. Raises ValueError if a backbone weight is
+    missing, or a weight of the checkpoint has no use.
     """
     files = checkpoint_files(model_name)
     checkpoint = videomae_checkpoint(files)
     weights = videomae_weights(checkpoint)
+    if check:
+        for key, tensor in checkpoint.items():
+            fate = ", ".join(videomae_names(key)) or "dropped (pre-training or old head only)"
+            print(f"{key} {list(tensor.shape)} -> {fate}")
     if "videomae.encoder.layer.0.attention.attention.query.weight" not in weights:
         raise ValueError(
             f"--model_name {model_name}: not a VideoMAE checkpoint (no attention weights under "
@@ -367,13 +613,20 @@ def load_model(model_name: str, labels: list[str]):
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     model = VideoMAEForVideoClassification(config)
+    positions = weights.pop("videomae.embeddings.position_embeddings", None)
+    table = model.videomae.embeddings.position_embeddings
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if not name.startswith(("classifier.", "fc_norm."))]
+    new = [name for name in missing if name.startswith(("classifier.", "fc_norm."))]
+    missing = [name for name in missing if name not in new]
+    if positions is not None and not torch.allclose(positions, table, atol=1e-4):
+        unexpected.append("pos_embed (learned; VideoMAE's is a fixed sine and cosine table)")
     if missing or unexpected:
         raise ValueError(
             f"--model_name {model_name}: the checkpoint does not fit VideoMAE; "
             f"missing: {missing}, unexpected: {unexpected}"
         )
+    if check:
+        print(f"not in the checkpoint, drawn anew: {', '.join(new)}\nevery weight has its place")
     return model, clip_processor(files[0].parent, config.image_size)
 
 
@@ -389,18 +642,37 @@ def clip_processor(folder: Path, size: int):
     )
 
 
-def normalise_on_device(model, processor) -> None:
-    """Lets `model` take uint8 clips: one fused pass on its own device, four times less to move."""
+def normalised(clips: torch.Tensor, processor) -> torch.Tensor:
+    """uint8 [..., channels, height, width] -> float32 for the model, in one pass on any device."""
+    mean = torch.tensor(processor.image_mean, device=clips.device).view(3, 1, 1)
+    std = torch.tensor(processor.image_std, device=clips.device).view(3, 1, 1)
+    return torch.addcmul(-mean / std, clips.float(), 1 / (255 * std))
 
-    def hook(module, args, kwargs):
-        pixels = kwargs["pixel_values"]
-        if pixels.dtype == torch.uint8:
-            mean = torch.tensor(processor.image_mean, device=pixels.device).view(3, 1, 1)
-            std = torch.tensor(processor.image_std, device=pixels.device).view(3, 1, 1)
-            kwargs["pixel_values"] = torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std))
-        return args, kwargs
 
-    model.register_forward_pre_hook(hook, with_kwargs=True)
+def trainable(model, freeze: str = "none", lora_rank: int = 0):
+    """The model with the frozen part frozen, or as a peft model with LoRA (arXiv:2106.09685).
+
+    `freeze`: none, backbone (only the head learns: a linear probe), or all_but_N (the last N
+    blocks learn as well). With `lora_rank`, the matrices for query and value get adapters of that
+    rank, the head learns, all else is frozen. Raises ValueError for another `freeze`.
+    """
+    if lora_rank:
+        config = peft.LoraConfig(
+            r=lora_rank,
+            lora_alpha=2 * lora_rank,
+            target_modules=["query", "value"],
+            modules_to_save=["classifier", "fc_norm"],
+        )
+        return peft.get_peft_model(model, config)
+    choice = re.fullmatch(r"none|backbone|all_but_(\d+)", freeze)
+    if not choice:
+        raise ValueError(f"--freeze {freeze}: one of none, backbone, all_but_N (a number)")
+    if freeze != "none":
+        model.videomae.requires_grad_(False)
+        last = int(choice[1] or 0)
+        for block in model.videomae.encoder.layer[-last:] if last else []:
+            block.requires_grad_(True)
+    return model
 
 
 # ---- Metric -------------------------------------------------------------------------------------
@@ -435,50 +707,73 @@ def compute_metrics(prediction) -> dict[str, float]:
 SM = os.environ.get  # SageMaker describes the job in SM_* variables; a laptop has none of them
 
 
+def flag(default, help: str, *aliases: str, **more):
+    return field(default=default, metadata={"help": help, "aliases": list(aliases)} | more)
+
+
 @dataclass
 class Arguments(TrainingArguments):
     """This script's flags; every other TrainingArguments field is one too."""
 
-    model_name: str = field(
-        default=SM("SM_CHANNEL_MODEL", "OpenGVLab/VideoMAE2/distill/vit_b_k710_dl_from_giant.pth"),
-        metadata={"help": "Folder, weights file, Hub repository, or owner/name/file on the Hub."},
+    # What goes in and where it comes out
+    model_name: str = flag(
+        SM("SM_CHANNEL_MODEL", "OpenGVLab/VideoMAE2/distill/vit_b_k710_dl_from_giant.pth"),
+        "Folder, weights file, Hub repository, or owner/name/file on the Hub.",
     )
-    dataset: str = field(
-        default=SM("SM_CHANNEL_TRAIN", "clips"),
-        metadata={"help": "Folder with train/<label>/*.mp4, or a data set on the Hub."},
+    dataset: str = flag(
+        SM("SM_CHANNEL_TRAIN", "clips"),
+        "Folder with train/<label>/*.mp4, or a data set on the Hub.",
     )
-    model_dir: str = field(
-        default=SM("SM_MODEL_DIR", "outputs/model"),
-        metadata={"help": "Where the finished model goes."},
+    model_dir: str = flag(SM("SM_MODEL_DIR", "outputs/model"), "Where the finished model goes.")
+    output_data_dir: str = flag(SM("SM_OUTPUT_DATA_DIR", "outputs/data"), "For metrics.json.")
+    output_dir: str = flag(
+        str(Path(SM("SM_MODEL_DIR", "outputs/model")).with_name("checkpoints")),
+        "Checkpoints; SageMaker keeps /opt/ml/checkpoints across interruptions.",
+        "--checkpoint_dir",
     )
-    output_data_dir: str = field(
-        default=SM("SM_OUTPUT_DATA_DIR", "outputs/data"),
-        metadata={"help": "Where metrics.json goes."},
+    resume_from_checkpoint: str | None = flag(
+        "auto" if "SM_MODEL_DIR" in os.environ else None,
+        "A checkpoint, or auto: the newest complete one in --output_dir, if there is one.",
     )
-    output_dir: str = field(
-        default=str(Path(SM("SM_MODEL_DIR", "outputs/model")).with_name("checkpoints")),
-        metadata={"help": "Checkpoints; SageMaker keeps /opt/ml/checkpoints across interruptions."},
+    check: bool = flag(False, "Only print what becomes of each weight of --model_name.")
+    on_bad_clip: str = flag("error", "error: report all and stop; skip: report and go on without.")
+
+    # Which frames, and how they vary in training
+    sampling: str = flag("uniform", "uniform: over the whole clip; dense: a window of it.")
+    sampling_rate: float = flag(4, "dense: every n-th frame of a clip of 30 frames per second.")
+    eval_views: int = flag(1, "Views of a clip in time whose logits are averaged in evaluation.")
+    eval_crops: int = flag(1, "1: the centre; 3: along the longer side as well.")
+    zoom: float = flag(0.15, "Training frames are up to this share larger before the crop.")
+    colour_jitter: float = flag(
+        0, "Largest relative change of brightness, contrast, saturation.", "--color_jitter"
     )
-    resume_from_checkpoint: str | None = field(
-        default="auto" if "SM_MODEL_DIR" in os.environ else None,
-        metadata={"help": "A checkpoint, or auto: the newest in --output_dir, if there is one."},
+    horizontal_flip: bool = flag(
+        False, "Mirror half of the training clips; not where left and right matter."
     )
-    horizontal_flip: bool = field(
-        default=False,
-        metadata={"help": "Mirror half of the training clips; not where left and right matter."},
+    mixup: float = flag(0, "Alpha of mixup: batches of clips mixed with each other; 0.8 is usual.")
+    cutmix: float = flag(0, "Alpha of cutmix: a box of another clip, the same in all frames.")
+
+    # What learns, and how fast
+    freeze: str = flag(
+        "none", "none; backbone: a linear probe; all_but_N: the last N blocks learn."
     )
-    num_train_epochs: float = field(default=10, metadata={"aliases": ["--epochs"]})
-    per_device_train_batch_size: int = field(
-        default=4, metadata={"aliases": ["--train_batch_size"]}
-    )
-    per_device_eval_batch_size: int = field(default=8, metadata={"aliases": ["--eval_batch_size"]})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak of the cosine schedule."})
-    weight_decay: float = 0.05
-    warmup_steps: float = field(default=0.1, metadata={"help": "Below 1: a share of all steps."})
+    lora_rank: int = flag(0, "Above 0: LoRA of this rank; 8 trains 0.3 M of ViT-B's 86 M weights.")
+    learning_rate: float = flag(5e-5, "Peak of the cosine schedule.")
+    layer_decay: float = flag(0.75, "Learning rate of a block, relative to the block above it.")
+    weight_decay: float = flag(0.05, "AdamW's; never on biases and norms.")
+    warmup_steps: float = flag(0.1, "Below 1: a share of all steps.")
     lr_scheduler_type: str = "cosine"
+    label_smoothing_factor: float = flag(0.1, "Share of the target that goes to all labels alike.")
+    class_weights: str = flag("none", "balanced: a rare class weighs as much as a frequent one.")
+    precision: str = flag("auto", "auto, fp32, fp16 or bf16; auto is the fastest that is safe.")
+    num_train_epochs: float = flag(10, "Passes over the training clips.", "--epochs")
+    per_device_train_batch_size: int = flag(4, "Clips at once, each GPU.", "--train_batch_size")
+    per_device_eval_batch_size: int = flag(8, "Clips at once, each GPU.", "--eval_batch_size")
+
+    # How Trainer goes about it
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
-    save_total_limit: int | None = field(default=2, metadata={"help": "The best and the last."})
+    save_total_limit: int | None = flag(2, "The best and the last.")
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "accuracy"
     logging_steps: float = 10
@@ -486,10 +781,39 @@ class Arguments(TrainingArguments):
     dataloader_num_workers: int = min(os.cpu_count(), 4)
     dataloader_persistent_workers: bool = True
     dataloader_pin_memory: bool = torch.cuda.is_available()
-    disable_tqdm: bool | None = field(
-        default=not sys.stderr.isatty(), metadata={"help": "In a log file: lines, no bars."}
-    )
+    disable_tqdm: bool | None = flag(not sys.stderr.isatty(), "In a log file: lines, no bars.")
+    ddp_find_unused_parameters: bool | None = False  # all are used
     remove_unused_columns: bool = False  # the columns are made by our transform
+
+    def __post_init__(self):
+        for name, choices in {
+            "on_bad_clip": ("error", "skip"), "sampling": ("uniform", "dense"),
+            "class_weights": ("none", "balanced"), "eval_crops": (1, 3),
+            "precision": ("auto", "fp32", "fp16", "bf16"),
+        }.items():  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} {getattr(self, name)}: one of {choices}")
+        for name in ("eval_views", "sampling_rate", "learning_rate", "num_train_epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be above 0")
+        for name in ("zoom", "colour_jitter", "mixup", "cutmix", "lora_rank", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: must not be below 0")
+        if self.precision == "auto":
+            self.precision = "fp16" if self.fp16 else "bf16" if self.bf16 else fastest_precision()
+        self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
+        # On CPUs, torchrun's processes would else train a model each, and say nothing.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.label_names = ["labels"]
+        super().__post_init__()
+
+
+def fastest_precision() -> str:
+    """bf16 where the GPU computes in it (Ampere and newer), else fp16 (T4, V100); CPU: fp32."""
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -508,63 +832,287 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     return args
 
 
-# ---- Training -----------------------------------------------------------------------------------
+# ---- Training: the recipe -----------------------------------------------------------------------
 
 
-def make_trainer(args: Arguments, clips: datasets.DatasetDict) -> Trainer:
+def parameter_groups(model, args: Arguments) -> list[dict]:
+    """AdamW's parameter groups: the lower a block, the smaller its learning rate.
+
+    Layer-wise decay as in BEiT (arXiv:2106.08254), which VideoMAE follows: the head learns at
+    `learning_rate`, a block at `layer_decay` times the rate of what lies above it, the patch
+    embedding slowest. No weight decay on vectors: biases and norms.
+    """
+    blocks = model.config.num_hidden_layers
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            block = re.search(r"encoder\.layer\.(\d+)\.", name)
+            below_head = 0 if "videomae." not in name else blocks + 1  # patch embedding
+            below_head = blocks - int(block[1]) if block else below_head
+            decay = args.weight_decay if parameter.ndim > 1 else 0.0
+            group = {"lr": args.learning_rate * args.layer_decay**below_head, "weight_decay": decay}
+            groups.setdefault((below_head, decay), group | {"params": []})["params"] += [parameter]
+    return [groups[key] for key in sorted(groups)]  # the head first: its rate is the one logged
+
+
+def mixed(clips: torch.Tensor, targets: torch.Tensor, mixup: float, cutmix: float):
+    """Clips and targets [batch, labels] mixed with those of the batch in reverse order.
+
+    mixup (arXiv:1710.09412) blends whole clips; cutmix (arXiv:1905.04899) puts a box of the other
+    clip into all frames of this one. With both, a coin decides for each batch.
+    """
+    if not (mixup or cutmix):
+        return clips, targets
+    cut = cutmix and (not mixup or np.random.rand() < 0.5)
+    share = np.random.beta(*2 * [cutmix if cut else mixup])  # that remains of a clip
+    other = clips.flip(0)
+    if cut:
+        height, width = clips.shape[-2:]
+        box = (1 - share) ** 0.5
+        y, x = np.random.rand(2) * (1 - box)
+        rows = slice(round(y * height), round((y + box) * height))
+        columns = slice(round(x * width), round((x + box) * width))
+        clips = clips.clone()
+        clips[..., rows, columns] = other[..., rows, columns]
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    else:
+        clips = share * clips + (1 - share) * other
+    return clips, share * targets + (1 - share) * targets.flip(0)
+
+
+class ClipTrainer(Trainer):
+    """Trainer for uint8 clips: our order of clips, our loss, several views of a clip."""
+
+    loss_is_scaled_for_ga = False  # our loss is the mean over a batch
+
+    def __init__(self, *, class_weights: torch.Tensor | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.class_weights = class_weights
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        total, seed = len(self.train_dataset), self.args.seed
+        return EpochSampler(total, seed, epoch=lambda: int(self.state.epoch or 0))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy; with [batch, views, ...] clips, of the logits averaged over the views."""
+        clips, labels = inputs["pixel_values"], inputs["labels"]
+        views = clips.shape[1] if clips.ndim == 6 else 1
+        clips = normalised(clips.flatten(0, -5), self.processing_class)
+        if not model.training:
+            logits = model(pixel_values=clips).logits.float().unflatten(0, (-1, views)).mean(1)
+            loss = F.cross_entropy(logits, labels)
+            return (loss, {"logits": logits}) if return_outputs else loss
+        targets = F.one_hot(labels, self.model.config.num_labels).float()
+        clips, targets = mixed(clips, targets, self.args.mixup, self.args.cutmix)
+        # Not the model's own loss: it would turn to binary cross-entropy for targets like these.
+        return F.cross_entropy(
+            model(pixel_values=clips).logits.float(),
+            targets,
+            weight=None if self.class_weights is None else self.class_weights.to(clips.device),
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """Trainer's, with the loss of each clip counted once, however they are spread on GPUs."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        logits, labels = map(torch.as_tensor, (output.predictions, output.label_ids))
+        output.metrics[f"{metric_key_prefix}_loss"] = F.cross_entropy(logits, labels).item()
+        return output
+
+
+class Interruption(TrainerCallback):
+    """Saves at the next step after a SIGTERM, and stops: SageMaker sends SIGKILL 120 s later."""
+
+    def __init__(self):
+        self.came, self.first_step = False, True
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        def remember(*_):
+            self.came = True
+
+        self.before = signal.signal(signal.SIGTERM, remember)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self.before)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.first_step:
+            seconds = time.time() - psutil.Process().create_time()
+            say(f"{seconds:.1f} s from launch to the first step")
+            self.first_step = False
+        came = torch.tensor(float(self.came), device=args.device)
+        if args.world_size > 1:  # all processes save and stop after the same step
+            torch.distributed.all_reduce(came, torch.distributed.ReduceOp.MAX)
+        if came:
+            self.came = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.came and state.epoch % 1:  # Trainer takes the stop for the end of the epoch
+            control.should_evaluate = control.should_save = control.should_log = False
+
+
+# ---- Training: checkpoints ----------------------------------------------------------------------
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raises an error if the checkpoint is not complete: a save or a copy that was cut off.
+
+    Opens each file that training goes on from, and unpickles none.
+    """
+    json.loads((folder / "trainer_state.json").read_text())  # what Trainer writes last
+    for name in ("*model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+        files = list(folder.glob(name))
+        if not files:
+            raise FileNotFoundError(f"no {name}")
+        for file in files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):  # compares its length with its header
+                    continue
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip():
+                    raise zipfile.BadZipFile(f"{file.name} is damaged")
+
+
+def newest_checkpoint(folder: str) -> str | None:
+    """The newest complete checkpoint in `folder`, or None; the same one for all processes."""
+    answer = [None]
+    if accelerate.PartialState().is_main_process:
+        found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
+        for path in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+            try:
+                check_checkpoint(path)
+                answer = [str(path)]
+                break
+            except Exception as error:
+                say(f"{path} is not complete and is passed over: {error}")
+    return broadcast_object_list(answer)[0]
+
+
+def run_record(args: Arguments, clips: datasets.DatasetDict) -> dict:
+    """What made the model, to be saved with it: flags, packages, git commit, clips, device."""
+    packages = ("torch", "transformers", "datasets", "accelerate", "decord", "av", "peft", "numpy")
+    here, versions = Path(__file__).parent, {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # decord is decord2 on some machines
+            versions[package] = None
+    try:
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git in the container
+        commit = ""
+    return {
+        "arguments": args.to_dict(),
+        "versions": {"python": platform.python_version()} | versions,
+        "git_commit": os.environ.get("GIT_COMMIT") or commit or None,
+        "clips": {split: len(part) for split, part in clips.items()},
+        "device": str(args.device),
+        "processes": args.world_size,
+    }
+
+
+# ---- Training: the run --------------------------------------------------------------------------
+
+
+def make_trainer(args: Arguments, clips: datasets.DatasetDict, model, processor) -> ClipTrainer:
     """A Trainer for `clips` that keeps the best model and loses no weight on the way."""
-    labels = clips["train"].features["label"].names
-    set_seed(args.seed)  # before the head is drawn
-    model, processor = load_model(args.model_name, labels)
-    normalise_on_device(model, processor)
-    # Under the old names the Trainer would silently lose the query and value biases when it loads
-    # its best checkpoint or resumes (transformers issue 43701).
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    reading = {"num_frames": model.config.num_frames, "size": model.config.image_size}
+    reading["sampling_rate"] = args.sampling_rate if args.sampling == "dense" else 0
+    views = {"views": args.eval_views, "crops": args.eval_crops}
+    varied = {"zoom": args.zoom, "colour_jitter": args.colour_jitter, "flip": args.horizontal_flip}
     # A transform of datasets: clips are decoded in the workers, when a batch asks for them.
-    batch = partial(clip_batch, num_frames=model.config.num_frames, size=model.config.image_size)
-    jittered = partial(batch, jitter=True, flip=args.horizontal_flip)
-    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0
-    return Trainer(
+    evaluated = partial(eval_batch, **reading, **views)
+    labels = np.array(clips["train"]["label"])
+    balanced = args.class_weights == "balanced"
+    weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    model = trainable(model, args.freeze, args.lora_rank)
+    if not args.lora_rank:
+        # Under the old names the Trainer would silently lose the query and value biases when it
+        # loads its best checkpoint or resumes (transformers issue 43701).
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    trainer = ClipTrainer(
         model=model,
         args=args,
-        train_dataset=clips["train"].with_transform(jittered),
-        eval_dataset=clips["validation"].with_transform(batch),
+        train_dataset=TrainClips(clips["train"], args.seed, **reading, **varied),
+        eval_dataset=clips["validation"].with_transform(evaluated),
         processing_class=processor,
         compute_metrics=compute_metrics,
+        optimizers=(torch.optim.AdamW(parameter_groups(model, args)), None),
+        class_weights=torch.tensor(weights, dtype=torch.float32) if balanced else None,
+        callbacks=[interruption := Interruption()],
     )
+    trainer.interruption = interruption
+    return trainer
 
 
-def train(args: Arguments) -> dict[str, float]:
+def train(args: Arguments) -> dict:
     """Fine-tunes, saves model and metrics, and returns the metrics (eval_*, and test_* if any)."""
-    last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-    if last and args.resume_from_checkpoint is None:
+    if args.check:
+        load_model(args.model_name, ["label 0", "label 1"], check=True)
+        return {}
+    resume = args.resume_from_checkpoint
+    last = newest_checkpoint(args.output_dir) if resume in (None, "auto") else None
+    if last and resume is None:
         raise FileExistsError(
             f"--output_dir {args.output_dir} holds checkpoints of another run: go on with it by "
             "--resume_from_checkpoint auto, or choose another folder"
         )
-    resume = last if args.resume_from_checkpoint == "auto" else args.resume_from_checkpoint
-    clips = load_clips(args.dataset, args.seed)
-    trainer = make_trainer(args, clips)
-    config = trainer.model.config
-    check_clips(clips, config.num_frames)
-    print(f"{ {split: len(part) for split, part in clips.items()} } clips, {config.id2label}")
-    trainer.train(resume_from_checkpoint=resume)
+    with args.main_process_first():  # one process downloads
+        clips = load_clips(args.dataset, args.seed)
+        set_seed(args.seed)  # before the head is drawn
+        labels = clips["train"].features["label"].names
+        model, processor = load_model(args.model_name, labels)
+    check_disk(args, model)
+    workers = max(1, args.dataloader_num_workers)
+    clips, skipped = check_clips(clips, model.config.num_frames, args.on_bad_clip, workers)
+    trainer = make_trainer(args, clips, model, processor)
+    say(f"{ {split: len(part) for split, part in clips.items()} } clips, {model.config.id2label}")
+    learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    say(
+        f"{learning:,} weights learn, in {args.precision} on {args.world_size} x {args.device.type}"
+    )
+    trainer.train(resume_from_checkpoint=last if resume == "auto" else resume)
+    if trainer.interruption.came:
+        step = trainer.state.global_step
+        say(f"SIGTERM: saved at step {step}; --resume_from_checkpoint auto goes on from there")
+        sys.exit(128 + signal.SIGTERM)
+    # Only the first node holds the best checkpoint that Trainer has just loaded there.
+    broadcast(trainer.model.state_dict())
 
     # Not evaluate(): with persistent workers it answers from the validation clips for any data set.
     metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval").metrics
     if "test" in clips:
-        batch = partial(clip_batch, num_frames=config.num_frames, size=config.image_size)
-        metrics |= trainer.predict(clips["test"].with_transform(batch)).metrics
+        transform = trainer.eval_dataset.format["format_kwargs"]["transform"]
+        metrics |= trainer.predict(clips["test"].with_transform(transform)).metrics
     if trainer.is_world_process_zero():
+        model = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
         # The finished model keeps the names that every version of transformers reads.
-        type(trainer.model).save_pretrained(trainer.model, args.model_dir)
-        trainer.processing_class.save_pretrained(args.model_dir)
+        type(model).save_pretrained(model, args.model_dir)
+        processor.save_pretrained(args.model_dir)
         trainer.state.save_to_json(str(Path(args.model_dir) / "trainer_state.json"))
+        record = json.dumps(run_record(args, clips), indent=2)
+        (Path(args.model_dir) / "run_record.json").write_text(record)
+        say({name: f"{value:.4g}" for name, value in metrics.items()})
         Path(args.output_data_dir).mkdir(parents=True, exist_ok=True)
-        (Path(args.output_data_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2))
-        print({name: f"{value:.4g}" for name, value in metrics.items()})
-        print(f"model in {args.model_dir}, metrics in {args.output_data_dir}/metrics.json")
+        file = Path(args.output_data_dir) / "metrics.json"
+        file.write_text(json.dumps(metrics | {"skipped_clips": skipped}, indent=2))
+        say(f"model in {args.model_dir}, metrics in {file}")
     return metrics
+
+
+def check_disk(args: Arguments, model) -> None:
+    """Raises OSError where the checkpoints would not fit: better now than after the first epoch."""
+    # Weights, and AdamW's two moments of each; one more checkpoint than is kept, while saving.
+    each = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = each * ((args.save_total_limit or 2) + 1)
+    os.makedirs(args.output_dir, exist_ok=True)
+    free = shutil.disk_usage(args.output_dir).free
+    if args.save_strategy != "no" and free < needed:
+        raise OSError(
+            f"--output_dir {args.output_dir}: checkpoints need {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; a larger volume, or --save_total_limit 1"
+        )
 
 
 # ---- Entry point --------------------------------------------------------------------------------
@@ -575,11 +1123,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         train(parse_arguments(argv))
     except Exception as error:
-        traceback.print_exc()
+        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(rank + traceback.format_exc(), file=sys.stderr, flush=True)
         if "SM_OUTPUT_DIR" in os.environ:  # SageMaker shows 1,024 characters as FailureReason
-            reason = f"{type(error).__name__}: {error}"[:700]
+            reason = f"{rank}{type(error).__name__}: {error}"[:700]
             tail = traceback.format_exc()[-300:]
-            Path(os.environ["SM_OUTPUT_DIR"], "failure").write_text(f"{reason}\n...{tail}")
+            with suppress(FileExistsError):  # the first process to fail knows why
+                with open(Path(os.environ["SM_OUTPUT_DIR"], "failure"), "x") as file:
+                    file.write(f"{reason}\n...{tail}")
         sys.exit(1)
 
 

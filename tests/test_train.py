@@ -15,87 +15,9 @@ import train
 from conftest import ROOT, TINY
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, pipeline
+from videos import noise, write_video
 
 LABELS = ["not_raising_hand", "raising_hand"]
-
-
-def write_video(path, frames, codec="libx264", rate=12, options=None):
-    """uint8 [frames, height, width, 3] as a video file."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
-def noise(frames, height=64, width=64):
-    return np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), np.uint8)
-
-
-# ---- Clips
-
-
-@pytest.mark.parametrize("total", [1, 3, 15, 16, 17, 61, 3000])
-@pytest.mark.parametrize("jitter", [False, True])
-def test_frames_rise_within_the_clip_one_in_each_segment(total, jitter):
-    indices = train.frame_indices(total, 16, jitter)
-    segment = torch.arange(16) * total / 16
-    assert indices.dtype == torch.int64 and len(indices) == 16
-    assert (indices >= segment.floor()).all() and (indices <= segment + total / 16).all()
-    assert 0 <= indices.min() and indices.max() < total and (indices.diff() >= 0).all()
-
-
-def test_centred_frames_are_the_centres_and_jittered_ones_differ():
-    assert train.frame_indices(64, 16).tolist() == list(range(2, 64, 4))
-    torch.manual_seed(0)
-    first, second = (train.frame_indices(64, 16, jitter=True) for _ in range(2))
-    assert (first != second).any()
-
-
-def test_read_clip_returns_the_frames_at_the_indices(tmp_path):
-    write_video(tmp_path / "clip.mp4", noise(50))
-    with av.open(str(tmp_path / "clip.mp4")) as container:
-        every = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    expected = np.stack([every[i] for i in train.frame_indices(50, 16)])
-    clip = train.read_clip(str(tmp_path / "clip.mp4"), 16, 64)
-    assert clip.shape == (16, 3, 64, 64) and clip.dtype == torch.uint8
-    # Two decoders round differently on the way from YUV to RGB; neighbours differ by far more.
-    difference = np.abs(clip.permute(0, 2, 3, 1).numpy().astype(int) - expected)
-    assert difference.mean() < 1 and np.abs(expected[0].astype(int) - expected[1]).mean() > 20
-
-
-@pytest.mark.parametrize("height, width", [(96, 170), (120, 90), (64, 64)])
-def test_resize_and_crop_equal_the_processor_within_one_level(tmp_path, height, width):
-    path = str(tmp_path / "clip.mp4")
-    write_video(path, np.kron(noise(8, height // 2, width // 2), np.ones((1, 2, 2, 1), np.uint8)))
-    reader = train.decord.VideoReader(path)
-    frames = list(reader.get_batch(train.frame_indices(8, 4).tolist()).asnumpy())
-    processor = train.clip_processor(tmp_path, 48)
-    expected = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")
-    difference = train.read_clip(path, 4, 48) - expected["pixel_values"][0].float()
-    assert difference.abs().max() <= 1
-
-
-def test_jitter_moves_the_crop_alike_for_all_frames(tmp_path):
-    still = np.repeat(np.kron(noise(1, 16, 16), np.ones((1, 4, 4, 1), np.uint8)), 20, axis=0)
-    write_video(tmp_path / "clip.mp4", still)
-    torch.manual_seed(0)
-    clips = [train.read_clip(str(tmp_path / "clip.mp4"), 4, 48, jitter=True) for _ in range(2)]
-    distance = [(clip[0].float() - clip[-1].float()).abs().mean() for clip in clips]
-    assert max(distance) < 3 < (clips[0][0].float() - clips[1][0].float()).abs().mean()
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_flip_mirrors_whole_clips_and_only_where_asked(clips_folder, flip):
-    torch.manual_seed(0)
-    rows = train.load_clips(str(clips_folder))["test"][:8]
-    plain = train.clip_batch(rows, 4, 32)["pixel_values"]
-    other = train.clip_batch(rows, 4, 32, flip=flip)["pixel_values"]
-    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, other, strict=True)]
-    same = [torch.equal(a, b) for a, b in zip(plain, other, strict=True)]
-    assert all(a != b for a, b in zip(mirrored, same, strict=True)) and any(mirrored) is flip
 
 
 # ---- Data set
@@ -175,10 +97,13 @@ def test_a_folder_without_videos_or_no_folder_is_one_clear_error(tmp_path):
 
 
 def test_batches_reach_workers_that_are_spawned(clips_folder):
-    rows = train.load_clips(str(clips_folder))["test"]
-    rows = rows.with_transform(train.partial(train.clip_batch, num_frames=4, size=32))
-    received = pickle.loads(pickle.dumps(rows))[:2]
-    assert torch.equal(received["pixel_values"][1], rows[:2]["pixel_values"][1])
+    rows = train.load_clips(str(clips_folder))
+    reading = {"num_frames": 4, "size": 32}
+    evaluated = rows["test"].with_transform(train.partial(train.eval_batch, **reading))
+    trained = train.TrainClips(rows["train"], 0, sampling_rate=0, **reading)
+    for batches, position in ((evaluated, 1), (trained, 17)):
+        received = pickle.loads(pickle.dumps(batches))[position]["pixel_values"]
+        assert torch.equal(received, batches[position]["pixel_values"])
 
 
 def test_an_archive_from_the_hub_is_unpacked(tmp_path, monkeypatch):
@@ -209,11 +134,11 @@ def test_every_unreadable_clip_is_in_one_report(tmp_path):
     assert report.startswith("5 of 8 clips cannot be read")
     for name, why in {
         "a/0.mp4": "empty file", "a/1.mp4": "damaged", "a/2.mp4": "damaged",
-        "b/0.mp4": "(av1); try: ffmpeg", "b/1.mp4": "no video stream",
+        "b/0.mp4": "(av1); try: prepare_clips.py, or ffmpeg", "b/1.mp4": "no video stream",
     }.items():  # fmt: skip
         assert [why in line for line in report.splitlines() if name in line] == [True], report
     assert "/b/2.mp4" not in report
-    with pytest.raises(ValueError, match="a/1.mp4: not a video, or damaged"):
+    with pytest.raises(ValueError, match="a/1.mp4: damaged"):
         train.read_clip(str(a / "1.mp4"), 16, 32)
 
 
@@ -375,13 +300,12 @@ def test_old_transformers_are_refused():
     assert result.returncode and "transformers>=5.18" in result.stderr
 
 
-def test_uint8_clips_are_normalised_as_the_processor_does(native_checkpoint):
-    model, processor = train.load_model(str(native_checkpoint), LABELS)
+def test_uint8_clips_are_normalised_as_the_processor_does(tmp_path):
+    processor = train.clip_processor(tmp_path, 32)
     frames = noise(4, 32, 32)
-    expected = model(**processor(list(frames), return_tensors="pt")).logits
-    train.normalise_on_device(model, processor)
+    expected = processor(list(frames), return_tensors="pt")["pixel_values"]
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
-    torch.testing.assert_close(model(pixel_values=clip).logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(train.normalised(clip, processor), expected, atol=1e-5, rtol=1e-5)
 
 
 # ---- Metric and flags
@@ -471,12 +395,13 @@ def test_test_metrics_come_from_the_test_clips(job, clips_folder):
     root, _ = job
     metrics = json.loads((root / "output" / "data" / "metrics.json").read_text())
     model = AutoModelForVideoClassification.from_pretrained(root / "model").eval()
-    train.normalise_on_device(model, AutoImageProcessor.from_pretrained(root / "model"))
+    processor = AutoImageProcessor.from_pretrained(root / "model")
     for split, key in (("validation", "eval_loss"), ("test", "test_loss")):
         rows = train.load_clips(str(clips_folder))[split]
         clips = [train.read_clip(video["path"], 4, 32) for video in rows["video"]]
         with torch.no_grad():
-            loss = model(pixel_values=torch.stack(clips), labels=torch.tensor(rows["label"])).loss
+            clips = train.normalised(torch.stack(clips), processor)
+            loss = model(pixel_values=clips, labels=torch.tensor(rows["label"])).loss
         assert metrics[key] == pytest.approx(loss.item(), abs=1e-5)
     assert metrics["eval_loss"] != metrics["test_loss"]
 
@@ -503,14 +428,16 @@ def test_a_failed_job_says_why(tmp_path):
 
 def trainer_for(clips_folder, model_name, output_dir, *flags):
     fixed = f"--epochs 2 --train_batch_size 4 --learning_rate 1e-3 --dataloader_num_workers 0 \
-        --dataloader_persistent_workers false --output_dir {output_dir}".split()
+        --output_dir {output_dir}".split()
     args = train.parse_arguments([*fixed, "--model_name", str(model_name), *flags])
-    return train.make_trainer(args, train.load_clips(str(clips_folder)))
+    train.set_seed(args.seed)
+    model, processor = train.load_model(str(model_name), LABELS)
+    return train.make_trainer(args, train.load_clips(str(clips_folder)), model, processor)
 
 
 def test_resuming_restores_every_weight_biases_too(clips_folder, native_checkpoint, tmp_path):
     trainer_for(clips_folder, native_checkpoint, tmp_path).train()
-    last = train.get_last_checkpoint(tmp_path)
+    last = train.newest_checkpoint(tmp_path)
     saved = load_file(os.path.join(last, "model.safetensors"))
     flags = ["--load_best_model_at_end", "false"]
     resumed = trainer_for(clips_folder, native_checkpoint, tmp_path, *flags)
@@ -523,10 +450,10 @@ def test_resuming_restores_every_weight_biases_too(clips_folder, native_checkpoi
 def test_it_overfits_one_batch(clips_folder):
     train.set_seed(0)
     model, processor = train.load_model(str(TINY), LABELS)
-    train.normalise_on_device(model, processor)
     rows = datasets.concatenate_datasets([train.load_clips(str(clips_folder))["train"]])
     frames, size = model.config.num_frames, model.config.image_size
     clips = torch.stack([train.read_clip(v["path"], frames, size) for v in rows["video"]])
+    clips = train.normalised(clips, processor)
     labels = torch.tensor(rows["label"])
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(60):
@@ -552,7 +479,8 @@ def test_resume_auto_goes_on_with_the_newest_checkpoint(
     assert not any("'epoch': '1'" in line for line in epochs)
 
 
-def test_checkpoints_of_another_run_are_not_overwritten(tmp_path):
+def test_checkpoints_of_another_run_are_not_overwritten(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-5").mkdir()
+    monkeypatch.setattr(train, "check_checkpoint", lambda folder: None)  # complete
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint auto"):
         train.train(train.parse_arguments(["--output_dir", str(tmp_path)]))

@@ -259,12 +259,14 @@ def draw_clip(action, seed, width, height, frames, person=None):
     return video, mask
 
 
-def write_video(path, video, rate):
+# Without mbtree=0, x264 gives small frames other bits from run to run.
+H264 = {"crf": "20", "preset": "fast", "x264-params": "mbtree=0"}
+
+
+def write_video(path, video, rate, codec="libx264", options=H264):
     """Write uint8 [frames, height, width, 3], even sizes, as H.264 at `rate` frames per second."""
-    # Without mbtree=0, x264 gives small frames other bits from run to run.
-    options = {"crf": "20", "preset": "fast", "x264-params": "mbtree=0"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in video:

@@ -1,0 +1,175 @@
+"""scripts/train.py: runs that are really killed, and go on as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import train
+from conftest import ROOT
+from safetensors.torch import load_file
+
+SCRIPT = str(ROOT / "scripts" / "train.py")
+# Nothing is left out that draws or remembers: workers, augmentation, mixup, schedule. An epoch has
+# four steps; checkpoints and evaluations come at its end.
+FLAGS = """--epochs 5 --train_batch_size 4 --learning_rate 1e-3 --dataloader_num_workers 2
+    --mixup 0.8 --horizontal_flip true --colour_jitter 0.3 --logging_steps 1""".split()
+# The script, with a blow at a chosen moment: as a process of its own, so that it can be killed.
+BLOW = """
+import os, signal, sys
+sys.path.insert(0, {folder!r})
+import train
+moment, step = sys.argv[1], int(sys.argv[2])
+def at(trainer, point):
+    return moment == point and trainer.state.global_step == step
+save = train.Trainer._save_optimizer_and_scheduler
+def killed_in_save(self, folder):
+    if at(self, "SIGKILL in save"):
+        open(os.path.join(folder, "optimizer.pt"), "wb").write(b"PK half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, folder)
+train.Trainer._save_optimizer_and_scheduler = killed_in_save
+training_step = train.ClipTrainer.training_step
+def told_in_step(self, *args, **kwargs):
+    if at(self, "SIGTERM in step"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return training_step(self, *args, **kwargs)
+train.ClipTrainer.training_step = told_in_step
+train.main(sys.argv[3:])
+""".format(folder=str(ROOT / "scripts"))
+
+
+def run(folder, clips_folder, checkpoint, *flags, blow=None):
+    """The finished process; its model lies in folder/outputs/model."""
+    folder.mkdir(exist_ok=True)
+    start = [sys.executable, SCRIPT] if blow is None else [sys.executable, "-c", BLOW, *blow]
+    data = ["--dataset", str(clips_folder), "--model_name", str(checkpoint)]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+    return subprocess.run(
+        [*start, *data, *FLAGS, *flags], cwd=folder, env=clean, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+def outcome(folder):
+    """Weights of the finished model, the log of losses and rates, the metrics."""
+    weights = load_file(folder / "outputs/model/model.safetensors")
+    state = json.loads((folder / "outputs/model/trainer_state.json").read_text())
+    timing = ("runtime", "second", "flos")
+    log = [{k: v for k, v in entry.items() if not any(t in k for t in timing)}
+           for entry in state["log_history"] if "train_loss" not in entry]  # fmt: skip
+    metrics = json.loads((folder / "outputs/data/metrics.json").read_text())
+    return weights, log, {k: v for k, v in metrics.items() if not any(t in k for t in timing)}
+
+
+def assert_same_outcome(folder, expected):
+    (weights, log, metrics), (other_weights, other_log, other_metrics) = outcome(folder), expected
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(tensor, other_weights[name]) for name, tensor in weights.items())
+    assert log == other_log
+    assert metrics == other_metrics
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips_folder, native_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = run(folder, clips_folder, native_checkpoint)
+    assert result.returncode == 0, result.stderr
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("step", [5, 11])  # saved after it: within an epoch, at the end of one
+def test_sigterm_saves_at_the_next_step(
+    step, undisturbed, clips_folder, native_checkpoint, tmp_path
+):
+    told = run(tmp_path, clips_folder, native_checkpoint, blow=["SIGTERM in step", str(step)])
+    assert told.returncode == 128 + signal.SIGTERM and told.stderr == ""
+    assert f"saved at step {step + 1}; --resume_from_checkpoint auto goes on" in told.stdout
+    assert (tmp_path / f"outputs/checkpoints/checkpoint-{step + 1}").is_dir()
+    assert not (tmp_path / "outputs/model").exists()
+    resumed = run(tmp_path, clips_folder, native_checkpoint, "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_outcome(tmp_path, undisturbed)
+
+
+def test_sigkill_during_a_save(undisturbed, clips_folder, native_checkpoint, tmp_path):
+    killed = run(tmp_path, clips_folder, native_checkpoint, blow=["SIGKILL in save", "8"])
+    assert killed.returncode == -signal.SIGKILL
+    half = tmp_path / "outputs/checkpoints/checkpoint-8"
+    assert (half / "model.safetensors").exists()  # it looks like a checkpoint
+    resumed = run(tmp_path, clips_folder, native_checkpoint, "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-8 is not complete and is passed over" in resumed.stdout
+    assert_same_outcome(tmp_path, undisturbed)
+
+
+def test_sigkill_at_any_time(undisturbed, clips_folder, native_checkpoint, tmp_path):
+    """From outside, as a machine that is taken away; wherever it hits."""
+    data = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *data, *FLAGS], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    checkpoints = tmp_path / "outputs/checkpoints"
+    for _ in range(1200):
+        if list(checkpoints.glob("checkpoint-12/*")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = run(tmp_path, clips_folder, native_checkpoint, "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_outcome(tmp_path, undisturbed)
+
+
+def test_checkpoints_stay_out_of_the_model(undisturbed, clips_folder, native_checkpoint, tmp_path):
+    result = run(tmp_path, clips_folder, native_checkpoint, "--max_steps", "3")
+    assert result.returncode == 0, result.stderr
+    files = {path.name for path in (tmp_path / "outputs/model").rglob("*")}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json",
+                     "run_record.json", "trainer_state.json"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(clips_folder, native_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    run(folder, clips_folder, native_checkpoint, "--max_steps", "3")
+    return folder / "outputs/checkpoints/checkpoint-3"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+             "trainer_state.json"]
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["missing", "cut off", "empty"])
+def test_a_checkpoint_that_is_not_complete_is_passed_over(name, how, checkpoint, tmp_path, capsys):
+    old, new = tmp_path / "checkpoint-3", tmp_path / "checkpoint-10"
+    shutil.copytree(checkpoint, old)
+    shutil.copytree(checkpoint, new)
+    assert train.newest_checkpoint(str(tmp_path)) == str(new)  # by number, not by letter
+    assert capsys.readouterr().out == ""
+    data = (new / name).read_bytes()
+    (new / name).unlink()
+    if how != "missing":
+        (new / name).write_bytes(data[: len(data) // 2] if how == "cut off" else b"")
+    assert train.newest_checkpoint(str(tmp_path)) == str(old)
+    assert f"{new} is not complete and is passed over" in capsys.readouterr().out
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert train.newest_checkpoint(str(tmp_path / "none")) is None
+    (tmp_path / "checkpoint-best").mkdir()
+    assert train.newest_checkpoint(str(tmp_path)) is None
+
+
+def test_a_full_disk_is_foreseen(clips_folder, native_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    flags = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
+    with pytest.raises(OSError, match="checkpoints need .* GB, 0.0 GB are free; a larger volume"):
+        train.train(train.parse_arguments(flags))

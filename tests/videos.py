@@ -1,0 +1,67 @@
+"""Small videos of every kind, written with PyAV, and their frames as decoded one by one."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+
+
+def write_video(path, frames, codec="libx264", rate=12, options=None, milliseconds=None, kind=None):
+    """uint8 [frames, height, width, 3] as a video file; `milliseconds`: each frame's start."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=1000 if milliseconds else rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        even = frames.shape[1] % 2 == frames.shape[2] % 2 == 0
+        stream.pix_fmt = kind or ("yuv420p" if even else "yuv444p")
+        for i, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if milliseconds:
+                frame.pts, frame.time_base = milliseconds[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def every_frame(path):
+    """uint8 [frames, height, width, 3], decoded from the start, one after the other."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def noise(frames, height=64, width=64):
+    return np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), np.uint8)
+
+
+def numbered(frames, height=64, width=96):
+    """Frames that are all different and compress well: each shows its number in binary."""
+    video = np.full((frames, height, width, 3), 40, np.uint8)
+    for i in range(frames):
+        for bit in range(8):
+            if i >> bit & 1:
+                left = 4 + bit * (width // 9)
+                video[i, 4 : height // 2, left : left + width // 12] = 220, 200, 60
+        left = i * 3 % (width - 6)
+        video[i, height // 2 :, left : left + 6] = 30, 90, 230
+    return video
+
+
+def cut_without_encoding(source, target, seconds):
+    """What `ffmpeg -ss SECONDS -i source -c copy target` makes."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        offset = int(seconds / stream.time_base)
+        old.seek(offset, stream=stream)
+        for packet in old.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                new.mux(packet)
+
+
+def turn(source, target):
+    """The same MP4 with a note to show it turned by a quarter, as telephones write it."""
+    data = bytearray(source.read_bytes())
+    matrix = data.find(b"tkhd") + 4 + 4 + (32 if data[data.find(b"tkhd") + 4] else 20) + 16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
