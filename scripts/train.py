@@ -58,6 +58,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
+from torch.utils.dlpack import from_dlpack
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -148,8 +149,10 @@ def decode(path: str, num_frames: int, sampling_rate: float, places) -> torch.Te
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     indices = np.stack([frame_indices(times, num_frames, sampling_rate, p) for p in places])
     wanted, where = np.unique(indices, return_inverse=True)
-    frames = torch.from_numpy(reader.get_batch(wanted.tolist()).asnumpy())
-    return frames[torch.from_numpy(where.reshape(indices.shape))].permute(0, 1, 4, 2, 3)
+    frames = from_dlpack(reader.get_batch(wanted.tolist()).to_dlpack())  # without a copy
+    if not np.array_equal(wanted, indices.ravel()):  # one view has them in order: no copy
+        frames = frames[torch.from_numpy(where.ravel())]
+    return frames.unflatten(0, indices.shape).permute(0, 1, 4, 2, 3)
 
 
 # ---- Clips: what the model sees of them ---------------------------------------------------------
@@ -332,7 +335,7 @@ def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
                 return 0, "damaged, or in a codec that FFmpeg does not know"
             codec = coder.codec.canonical_name
             if coder.width * coder.height > MAX_PIXELS:
-                return 0, f"frames of {coder.width} x {coder.height} pixels; {REMEDY}"
+                return 0, f"frames of {coder.width} x {coder.height} pixels: scale it down"
             packets = [packet.is_discard for packet in container.demux(stream) if packet.size]
             safe = codec in ("h264", "hevc") and kind != "avi" or not coder.has_b_frames
         read_frames(path, num_frames)
@@ -384,7 +387,9 @@ def check_clips(
     state = accelerate.PartialState()
     mine, found = paths[state.process_index :: state.num_processes], []
     problem = partial(clip_problem, num_frames=num_frames)
-    with pebble.ProcessPool(workers) as pool, tqdm(mine, "check clips", disable=None) as bar:
+    say(f"opening {len(paths)} clips, to be sure of them")  # bars are for terminals only
+    bar = tqdm(mine, "check clips", disable=None if state.is_main_process else True)
+    with pebble.ProcessPool(workers) as pool:
         results = pool.map(problem, mine, timeout=2 * DECODE_SECONDS).result()
         for path in bar:
             try:
@@ -990,21 +995,15 @@ def newest_checkpoint(folder: str) -> str | None:
 
 def run_record(args: Arguments, clips: datasets.DatasetDict) -> dict:
     """What made the model, to be saved with it: flags, packages, git commit, clips, device."""
-    packages = ("torch", "transformers", "datasets", "accelerate", "decord", "av", "peft", "numpy")
-    here, versions = Path(__file__).parent, {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # decord is decord2 on some machines
-            versions[package] = None
     try:
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git in the container
         commit = ""
     return {
         "arguments": args.to_dict(),
-        "versions": {"python": platform.python_version()} | versions,
+        "python": platform.python_version(),
+        "versions": {found.name: found.version for found in importlib.metadata.distributions()},
         "git_commit": os.environ.get("GIT_COMMIT") or commit or None,
         "clips": {split: len(part) for split, part in clips.items()},
         "device": str(args.device),

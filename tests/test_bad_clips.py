@@ -142,7 +142,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     reason, megabytes = result.stdout.splitlines()[-2:]
-    assert reason.startswith("frames of 12000 x 12000 pixels; try: prepare_clips.py")
+    assert reason.startswith("frames of 12000 x 12000 pixels")
     assert int(megabytes) < 2000
 
 

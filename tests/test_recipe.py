@@ -188,6 +188,13 @@ def test_logits_are_averaged_over_views_and_crops(clips_folder, native_checkpoin
 # ---- Precision and flags
 
 
+def test_help_shows_our_flags_and_trainers(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "all_but_N" in text and "--gradient_accumulation_steps" in text
+
+
 @pytest.mark.parametrize(
     "capability, expected", [(None, "fp32"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16")]
 )
@@ -243,4 +250,5 @@ def test_the_run_is_recorded_with_the_model(clips_folder, native_checkpoint, tmp
     record = json.loads((tmp_path / "a" / "run_record.json").read_text())
     assert record["arguments"]["seed"] == 7 and record["git_commit"] == "0123abc"
     assert record["versions"]["torch"] == torch.__version__
+    assert {"decord", "peft", "transformers"} <= record["versions"].keys()
     assert record["clips"] == {"train": 16, "validation": 8, "test": 12}

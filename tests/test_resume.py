@@ -126,6 +126,19 @@ def test_sigkill_at_any_time(undisturbed, clips_folder, native_checkpoint, tmp_p
     assert_same_outcome(tmp_path, undisturbed)
 
 
+def test_adapters_resume_as_well(clips_folder, native_checkpoint, tmp_path):
+    flags = ["--lora_rank", "2", "--epochs", "3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(whole, clips_folder, native_checkpoint, *flags).returncode == 0
+    blow = ["SIGTERM in step", "5"]
+    told = run(parts, clips_folder, native_checkpoint, *flags, blow=blow)
+    assert "saved at step 6" in told.stdout
+    resume = ["--resume_from_checkpoint", "auto"]
+    resumed = run(parts, clips_folder, native_checkpoint, *flags, *resume)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_outcome(parts, outcome(whole))
+
+
 def test_checkpoints_stay_out_of_the_model(undisturbed, clips_folder, native_checkpoint, tmp_path):
     result = run(tmp_path, clips_folder, native_checkpoint, "--max_steps", "3")
     assert result.returncode == 0, result.stderr
