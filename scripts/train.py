@@ -20,6 +20,7 @@ import difflib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -336,12 +337,15 @@ def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
             codec = coder.codec.canonical_name
             if coder.width * coder.height > MAX_PIXELS:
                 return 0, f"frames of {coder.width} x {coder.height} pixels: scale it down"
-            packets = [packet.is_discard for packet in container.demux(stream) if packet.size]
-            safe = codec in ("h264", "hevc") and kind != "avi" or not coder.has_b_frames
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            total, risky = (
+                len(packets),
+                kind == "avi" and coder.has_b_frames or hard_to_seek(packets),
+            )
         read_frames(path, num_frames)
-        if (any(packets) or not safe) and wrong_frames(path, num_frames):
+        if risky and wrong_frames(path, num_frames):
             return 0, f"decord mixes up the frames of this {kind} file ({codec}); {REMEDY}"
-        return len(packets), None
+        return total, None
     except av.FFmpegError as error:
         return 0, f"not a video, or damaged ({error.strerror})"
     except Exception as error:  # damaged files make PyAV raise what they will
@@ -349,11 +353,22 @@ def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
         return 0, f"{reason} ({codec}); {REMEDY}"
 
 
+def hard_to_seek(packets: list[av.Packet]) -> bool:
+    """Whether a key frame is followed by frames that are shown before it, or never shown."""
+    key = -math.inf
+    for packet in packets:
+        if packet.is_discard or packet.pts is None or packet.pts < key:
+            return True
+        key = packet.pts if packet.is_keyframe else key
+    return False
+
+
 def wrong_frames(path: str, num_frames: int) -> bool:
     """Whether decord's frames are others than those of a decode of every frame, from the start.
 
-    They are, without an error, where B-frames meet AVI or MPEG-4 part 2 (old XviD files), and in
-    cuts made without re-encoding. Judged by grey thumbnails of the frames that evaluation samples.
+    They are, without an error, where frames before a key frame depend on it (open GOPs: x265's
+    default, old XviD files), where B-frames meet AVI, and in cuts made without re-encoding. Judged
+    by grey thumbnails of frames all over the clip.
     """
     with av.open(path) as container:
         frames = container.decode(video=0)
@@ -364,11 +379,14 @@ def wrong_frames(path: str, num_frames: int) -> bool:
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, width=32, height=32)
     if len(reader) != len(every):
         return True
-    indices = frame_indices(np.arange(len(every)), num_frames, 0, 0.5)
-    sampled = reader.get_batch(indices.tolist()).asnumpy() @ LUMA.numpy()
-    distance = np.abs(sampled[:, None] - np.stack(every)).mean((2, 3))  # [frames sampled, total]
-    # In a still scene any frame will do; below 0.1 of 255 levels is rounding.
-    return bool((distance[range(num_frames), indices] > distance.min(1) + 0.1).any())
+    for place in (0.5, 0, 0.999):
+        indices = frame_indices(np.arange(len(every)), num_frames, 0, place)
+        sampled = reader.get_batch(indices.tolist()).asnumpy() @ LUMA.numpy()
+        distance = np.abs(sampled[:, None] - np.stack(every)).mean((2, 3))  # [sampled, total]
+        # In a still scene any frame will do; below 0.1 of 255 levels is rounding.
+        if (distance[range(num_frames), indices] > distance.min(1) + 0.1).any():
+            return True
+    return False
 
 
 # ---- Data set: the bad clips of it --------------------------------------------------------------
@@ -929,7 +947,7 @@ class Interruption(TrainerCallback):
     """Saves at the next step after a SIGTERM, and stops: SageMaker sends SIGKILL 120 s later."""
 
     def __init__(self):
-        self.came, self.first_step = False, True
+        self.came, self.launch = False, None  # launch: to tell the time to the first step
 
     def on_train_begin(self, args, state, control, **kwargs):
         def remember(*_):
@@ -941,10 +959,9 @@ class Interruption(TrainerCallback):
         signal.signal(signal.SIGTERM, self.before)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.first_step:
-            seconds = time.time() - psutil.Process().create_time()
-            say(f"{seconds:.1f} s from launch to the first step")
-            self.first_step = False
+        if self.launch:
+            say(f"{time.time() - self.launch:.1f} s from launch to the first step")
+            self.launch = None
         came = torch.tensor(float(self.came), device=args.device)
         if args.world_size > 1:  # all processes save and stop after the same step
             torch.distributed.all_reduce(came, torch.distributed.ReduceOp.MAX)
@@ -1071,6 +1088,7 @@ def train(args: Arguments) -> dict:
     say(
         f"{learning:,} weights learn, in {args.precision} on {args.world_size} x {args.device.type}"
     )
+    trainer.interruption.launch = psutil.Process().create_time()
     trainer.train(resume_from_checkpoint=last if resume == "auto" else resume)
     if trainer.interruption.came:
         step = trainer.state.global_step

@@ -40,8 +40,7 @@ def test_hundreds_of_damaged_files(tmp_path):
     rng = np.random.default_rng(0)
     sources = []
     for name, gop in (("a.mp4", "12"), ("b.mp4", "60"), ("c.mkv", "12")):
-        options = {"g": gop}
-        write_video(tmp_path / name, numbered(60) // 2 + noise(60, 64, 96) // 4, options=options)
+        write_video(tmp_path / name, numbered(60) // 2 + noise(60, 64, 96) // 4, g=gop)
         sources.append((name[-4:], (tmp_path / name).read_bytes()))
     kinds = {}
     for i in range(SEEDED):
@@ -124,7 +123,7 @@ def test_a_decode_that_hangs_in_training_is_bounded(tmp_path, monkeypatch):
 
 def test_an_enormous_frame_is_refused_before_it_is_decoded(tmp_path):
     """A header that says 12000 x 12000: sixteen such frames are 7 GB."""
-    write_video(tmp_path / "small.avi", noise(20), codec="mjpeg", kind="yuvj420p")
+    write_video(tmp_path / "small.avi", noise(20), codec="mjpeg", pix_fmt="yuvj420p")
     data = (tmp_path / "small.avi").read_bytes()
     size = (12000).to_bytes(2, "big") * 2
     data, count = re.subn(rb"(\xff\xc0\x00\x11\x08)....", lambda m: m[1] + size, data, flags=re.S)

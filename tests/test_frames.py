@@ -73,18 +73,15 @@ def test_views_are_spread_over_the_clip(tmp_path):
 
 # ---- Decoding: the frames at the indices, and no others
 
+X265 = {"codec": "libx265", "x265-params": "log-level=error:keyint=20:open-gop=0"}
+VARIABLE = B_FRAMES | {"rate": 1000, "ms": [20 * i + i * i // 2 for i in range(100)]}
 KINDS = {
-    "b_frames.mp4": {"options": B_FRAMES},
-    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=error"}},
-    "open_gop.mkv": {"options": B_FRAMES | {"x264-params": "open-gop=1"}},
-    "variable_rate.mp4": {
-        "options": B_FRAMES,
-        "milliseconds": [20 * i + i * i // 2 for i in range(100)],
-    },
-    "variable_rate.mkv": {
-        "options": B_FRAMES,
-        "milliseconds": [20 * i + i * i // 2 for i in range(100)],
-    },
+    "b_frames.mp4": B_FRAMES,
+    "hevc.mp4": X265,
+    "hevc.mkv": X265,
+    "vp9.webm": {"codec": "libvpx-vp9", "cpu-used": "8", "g": "20"},
+    "variable_rate.mp4": VARIABLE,
+    "variable_rate.mkv": VARIABLE,
     "xvid_without_b.avi": {"codec": "mpeg4"},
 }
 
@@ -93,7 +90,7 @@ KINDS = {
 @pytest.mark.parametrize("sampling_rate", [0, 2])
 def test_decoded_frames_are_those_at_the_indices(name, sampling_rate, tmp_path):
     path = tmp_path / name
-    write_video(path, numbered(100), rate=24, **KINDS[name])
+    write_video(path, numbered(100), **{"rate": 24} | KINDS[name])
     every = every_frame(path)
     with train.av.open(str(path)) as container:
         times = np.array([frame.time for frame in container.decode(video=0)])
@@ -106,7 +103,7 @@ def test_decoded_frames_are_those_at_the_indices(name, sampling_rate, tmp_path):
 
 @pytest.mark.parametrize("size", [(65, 97), (90, 122), (64, 64)])
 def test_odd_sizes(size, tmp_path):
-    write_video(tmp_path / "clip.mp4", numbered(40, *size), options=B_FRAMES)
+    write_video(tmp_path / "clip.mp4", numbered(40, *size), pix_fmt="yuv444p", **B_FRAMES)
     frames = train.read_frames(str(tmp_path / "clip.mp4"), 8)[0]
     expected = every_frame(tmp_path / "clip.mp4")[2::5]
     assert np.array_equal(frames.permute(0, 2, 3, 1).numpy(), expected)
@@ -129,9 +126,13 @@ def test_a_turned_video_is_upright(tmp_path):
 
 
 RISKY = {
-    "h264.avi": {"options": B_FRAMES},
-    "xvid.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "60"}},
-    "xvid.mp4": {"codec": "mpeg4", "options": {"bf": "2", "g": "60"}},
+    "hevc.mp4": X265 | {"x265-params": "log-level=error:keyint=20"},  # x265's default: open GOPs
+    "hevc.mkv": X265 | {"x265-params": "log-level=error:keyint=20"},
+    "open.mp4": B_FRAMES | {"x264-params": "open-gop=1:scenecut=0"},
+    "open.mkv": B_FRAMES | {"x264-params": "open-gop=1:scenecut=0"},
+    "h264.avi": B_FRAMES,
+    "xvid.avi": {"codec": "mpeg4", "bf": "2", "g": "60"},
+    "xvid.mp4": {"codec": "mpeg4", "bf": "2", "g": "60"},
 }
 
 
@@ -139,7 +140,7 @@ RISKY = {
 def test_files_whose_frames_decord_mixes_up_are_reported(name, tmp_path):
     path = tmp_path / name
     if name == "cut.mp4":
-        write_video(tmp_path / "whole.mp4", numbered(100), options=B_FRAMES)
+        write_video(tmp_path / "whole.mp4", numbered(100), sc_threshold="0", **B_FRAMES)
         cut_without_encoding(tmp_path / "whole.mp4", path, 4.0)
     else:
         write_video(path, numbered(100), **RISKY[name])
@@ -152,7 +153,7 @@ def test_files_whose_frames_decord_mixes_up_are_reported(name, tmp_path):
 
 
 def test_a_risky_kind_with_the_right_frames_is_no_problem(tmp_path):
-    write_video(tmp_path / "clip.avi", numbered(12), codec="mpeg4", options={"bf": "2", "g": "60"})
+    write_video(tmp_path / "clip.avi", numbered(12), codec="mpeg4", bf="2", g="60")
     assert train.clip_problem(str(tmp_path / "clip.avi"), 12) == (12, None)
 
 
@@ -161,8 +162,8 @@ def test_a_risky_kind_with_the_right_frames_is_no_problem(tmp_path):
 
 @pytest.mark.parametrize("height, width", [(96, 170), (120, 90), (64, 64)])
 def test_resize_and_crop_equal_the_processor_within_one_level(tmp_path, height, width):
-    path = str(tmp_path / "clip.mp4")
-    write_video(path, np.kron(noise(8, height // 2, width // 2), np.ones((1, 2, 2, 1), np.uint8)))
+    pixels = np.kron(noise(8, height // 2, width // 2), np.ones((1, 2, 2, 1), np.uint8))
+    path = str(write_video(tmp_path / "clip.mp4", pixels))
     frames = list(train.decord.VideoReader(path).get_batch([1, 3, 5, 7]).asnumpy())
     processor = train.clip_processor(tmp_path, 48)
     expected = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")

@@ -15,49 +15,15 @@ import numpy as np
 import prepare_clips
 import pytest
 from conftest import ROOT
+from videos import every_frame, number, numbered, write_video
 
 SCRIPT = ROOT / "scripts" / "prepare_clips.py"
-
-
-def numbered(frames, height=64, width=96):
-    """uint8 [frames, height, width, 3]: eight columns spell each frame's number, black on white."""
-    clip = np.full((frames, height, width, 3), (230, 200, 180), np.uint8)
-    for i in range(frames):
-        for bit in range(8):
-            if i >> bit & 1:
-                clip[i, :, bit * width // 8 : (bit + 1) * width // 8] = (20, 30, 60)
-    return clip
-
-
-def number(frame):
-    """The number that a frame spells."""
-    columns = np.array_split(frame.mean(axis=(0, 2)), 8)
-    return sum(1 << bit for bit, column in enumerate(columns) if column.mean() < 120)
-
-
-def write_video(path, frames, codec="libx264", rate=12, pix_fmt="yuv420p", ms=None, **options):
-    """uint8 [frames, height, width, 3] as a video file, with times in `ms` if given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = pix_fmt
-        if ms is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for i, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            if ms is not None:
-                frame.pts, frame.time_base = int(ms[i]), Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def decoded(path):
     """(all frames in sequence, uint8 [frames, height, width, 3]; frames per second)."""
     with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        return np.stack(frames), container.streams.video[0].average_rate
+        return every_frame(path), container.streams.video[0].average_rate
 
 
 def random_access(path, total):

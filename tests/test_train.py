@@ -144,7 +144,7 @@ def test_every_unreadable_clip_is_in_one_report(tmp_path):
 
 def test_damage_in_the_middle_is_found(tmp_path):
     path = tmp_path / "clip.mp4"
-    write_video(path, noise(120), options={"g": "12"})
+    write_video(path, noise(120), g="12")
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle - 20_000 : middle + 20_000] = bytes(40_000)

@@ -7,19 +7,38 @@ import av
 import numpy as np
 
 
-def write_video(path, frames, codec="libx264", rate=12, options=None, milliseconds=None, kind=None):
-    """uint8 [frames, height, width, 3] as a video file; `milliseconds`: each frame's start."""
+def numbered(frames, height=64, width=96):
+    """uint8 [frames, height, width, 3]: eight columns spell each frame's number, black on white."""
+    clip = np.full((frames, height, width, 3), (230, 200, 180), np.uint8)
+    for i in range(frames):
+        for bit in range(8):
+            if i >> bit & 1:
+                clip[i, :, bit * width // 8 : (bit + 1) * width // 8] = (20, 30, 60)
+    return clip
+
+
+def number(frame):
+    """The number that a frame spells."""
+    columns = np.array_split(frame.mean(axis=(0, 2)), 8)
+    return sum(1 << bit for bit, column in enumerate(columns) if column.mean() < 120)
+
+
+def write_video(path, frames, codec="libx264", rate=12, pix_fmt="yuv420p", ms=None, **options):
+    """uint8 [frames, height, width, 3] as a video file, with times in `ms` if given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=1000 if milliseconds else rate, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
-        even = frames.shape[1] % 2 == frames.shape[2] % 2 == 0
-        stream.pix_fmt = kind or ("yuv420p" if even else "yuv444p")
+        stream.pix_fmt = pix_fmt
+        if ms is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            if milliseconds:
-                frame.pts, frame.time_base = milliseconds[i], Fraction(1, 1000)
+            if ms is not None:
+                frame.pts, frame.time_base = int(ms[i]), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
 
 
 def every_frame(path):
@@ -30,19 +49,6 @@ def every_frame(path):
 
 def noise(frames, height=64, width=64):
     return np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), np.uint8)
-
-
-def numbered(frames, height=64, width=96):
-    """Frames that are all different and compress well: each shows its number in binary."""
-    video = np.full((frames, height, width, 3), 40, np.uint8)
-    for i in range(frames):
-        for bit in range(8):
-            if i >> bit & 1:
-                left = 4 + bit * (width // 9)
-                video[i, 4 : height // 2, left : left + width // 12] = 220, 200, 60
-        left = i * 3 % (width - 6)
-        video[i, height // 2 :, left : left + 6] = 30, 90, 230
-    return video
 
 
 def cut_without_encoding(source, target, seconds):
