@@ -464,6 +464,7 @@ class TrainClips(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, position: int) -> dict:
+        leave_process_group()
         row = self.rows[position % len(self.rows)]
         draw = torch.Generator().manual_seed((self.seed << 32) + position)
         clip = read_train_clip(row["video"]["path"], draw=draw, **self.reading)
@@ -488,8 +489,15 @@ class EpochSampler(torch.utils.data.Sampler):
         return iter((torch.randperm(self.total, generator=draw) + epoch * self.total).tolist())
 
 
+def leave_process_group() -> None:
+    """In a DataLoader worker: a SIGTERM that goes to the whole group must not end the workers."""
+    if torch.utils.data.get_worker_info() and os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+
+
 def eval_batch(rows: dict, **reading) -> dict:
     """Rows of `load_clips` -> pixel_values (list of uint8 clips, see read_clip) and labels."""
+    leave_process_group()
     clips = [read_clip(video["path"], **reading) for video in rows["video"]]
     return {"pixel_values": clips, "labels": rows["label"]}
 

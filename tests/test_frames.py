@@ -209,6 +209,21 @@ def test_the_same_draw_gives_the_same_clip(still):
     assert torch.equal(first, again) and first.is_contiguous()
 
 
+def test_draws_follow_seed_epoch_and_clip(clips_folder):
+    rows = train.load_clips(str(clips_folder))["train"]
+    reading = {"num_frames": 4, "size": 48, "sampling_rate": 0, "zoom": 0.5}
+    clips, other = (train.TrainClips(rows, seed, **reading) for seed in (0, 1))
+    first = clips[3]["pixel_values"]
+    assert torch.equal(first, clips[3]["pixel_values"])
+    assert not torch.equal(first, clips[3 + len(rows)]["pixel_values"])  # the next epoch
+    assert not torch.equal(first, other[3]["pixel_values"])
+    orders = [
+        list(train.EpochSampler(16, seed, lambda e=e: e)) for seed, e in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert len({tuple(i % 16 for i in order) for order in orders}) == 3
+    assert [sorted(order) for order in orders[:2]] == [list(range(16)), list(range(16, 32))]
+
+
 def test_without_augmentation_training_sees_evaluations_picture(still):
     clip = train.read_train_clip(still, 4, 64, 0, draw(), zoom=0)
     wide = train.resized(train.read_frames(still, 4), 64, 96)[0].float()

@@ -38,6 +38,8 @@ training_step = train.ClipTrainer.training_step
 def told_in_step(self, *args, **kwargs):
     if at(self, "SIGTERM in step"):
         os.kill(os.getpid(), signal.SIGTERM)
+    if at(self, "SIGTERM to all"):
+        os.killpg(0, signal.SIGTERM)  # the workers get it as well
     return training_step(self, *args, **kwargs)
 train.ClipTrainer.training_step = told_in_step
 train.main(sys.argv[3:])
@@ -52,7 +54,7 @@ def run(folder, clips_folder, checkpoint, *flags, blow=None):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
     return subprocess.run(
         [*start, *data, *FLAGS, *flags], cwd=folder, env=clean, capture_output=True, text=True,
-        timeout=300,
+        timeout=300, start_new_session=True,
     )  # fmt: skip
 
 
@@ -83,11 +85,12 @@ def undisturbed(clips_folder, native_checkpoint, tmp_path_factory):
     return outcome(folder)
 
 
-@pytest.mark.parametrize("step", [5, 11])  # saved after it: within an epoch, at the end of one
+# Saved after the step: within an epoch, at the end of one.
+@pytest.mark.parametrize("blow, step", [("SIGTERM to all", 5), ("SIGTERM in step", 11)])
 def test_sigterm_saves_at_the_next_step(
-    step, undisturbed, clips_folder, native_checkpoint, tmp_path
+    blow, step, undisturbed, clips_folder, native_checkpoint, tmp_path
 ):
-    told = run(tmp_path, clips_folder, native_checkpoint, blow=["SIGTERM in step", str(step)])
+    told = run(tmp_path, clips_folder, native_checkpoint, blow=[blow, str(step)])
     assert told.returncode == 128 + signal.SIGTERM and told.stderr == ""
     assert f"saved at step {step + 1}; --resume_from_checkpoint auto goes on" in told.stdout
     assert (tmp_path / f"outputs/checkpoints/checkpoint-{step + 1}").is_dir()
