@@ -450,6 +450,11 @@ def say(*words) -> None:
 # ---- Data set: from rows to batches -------------------------------------------------------------
 
 
+def generator(*key: int) -> torch.Generator:
+    """A generator seeded by all numbers of `key`: torch itself heeds 32 bits of a seed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
 class TrainClips(torch.utils.data.Dataset):
     """Training clips: pixel_values (see read_train_clip) and labels.
 
@@ -466,7 +471,7 @@ class TrainClips(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> dict:
         leave_process_group()
         row = self.rows[position % len(self.rows)]
-        draw = torch.Generator().manual_seed((self.seed << 32) + position)
+        draw = generator(self.seed, position)
         clip = read_train_clip(row["video"]["path"], draw=draw, **self.reading)
         return {"pixel_values": clip, "labels": row["label"]}
 
@@ -485,8 +490,8 @@ class EpochSampler(torch.utils.data.Sampler):
 
     def __iter__(self):
         epoch = self.epoch()
-        draw = torch.Generator().manual_seed((self.seed << 32) + epoch)
-        return iter((torch.randperm(self.total, generator=draw) + epoch * self.total).tolist())
+        order = torch.randperm(self.total, generator=generator(self.seed, epoch))
+        return iter((order + epoch * self.total).tolist())
 
 
 def leave_process_group() -> None:

@@ -142,13 +142,17 @@ def test_evaluation_has_neither_smoothing_nor_mixing_nor_weights(trainer):
 def test_accumulated_gradients_equal_those_of_one_large_batch(
     clips_folder, native_checkpoint, tmp_path
 ):
-    weights = []
+    weights, norms = [], []
     for flags in ("--train_batch_size 8", "--train_batch_size 4 --gradient_accumulation_steps 2"):
         flags = [*flags.split(), "--epochs", "1", "--load_best_model_at_end", "false"]
+        flags += ["--logging_steps", "1"]
         trainer = trainer_for(clips_folder, native_checkpoint, tmp_path / flags[1], *flags)
         trainer.train()
+        log = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+        norms.append([number for entry in log for number in (entry["grad_norm"], entry["loss"])])
         weights.append(torch.cat([p.flatten() for p in trainer.model.parameters()]))
     torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # AdamW would forgive a wrong scale
 
 
 def test_balanced_weights_count_each_class_alike(clips_folder, native_checkpoint, tmp_path):
