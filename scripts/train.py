@@ -428,16 +428,12 @@ def check_clips(
         raise ValueError(f"{report}\nor leave them out: --on_bad_clip skip")
     if bad:
         say(f"{report}\nthey are left out, as --on_bad_clip skip says")
-        keep = {
-            split: [v["path"] not in bad for v in part["video"]] for split, part in clips.items()
-        }
-        clips = datasets.DatasetDict(
-            {split: part.select(np.flatnonzero(keep[split])) for split, part in clips.items()}
-        )
-    for split, part in clips.items():
-        names = part.features["label"].names
-        if gone := sorted({*range(len(names))} - {*part["label"]}):
-            raise ValueError(f"split {split} has no clip left of {[names[i] for i in gone]}")
+        for split, part in list(clips.items()):
+            good = part.select([i for i, v in enumerate(part["video"]) if v["path"] not in bad])
+            if gone := {*part["label"]} - {*good["label"]}:
+                names = [part.features["label"].names[i] for i in sorted(gone)]
+                raise ValueError(f"split {split} has no clip left of {names}")
+            clips = datasets.DatasetDict(clips | {split: good})
     return clips, bad
 
 
@@ -692,6 +688,8 @@ def trainable(model, freeze: str = "none", lora_rank: int = 0):
     blocks learn as well). With `lora_rank`, the matrices for query and value get adapters of that
     rank, the head learns, all else is frozen. Raises ValueError for another `freeze`.
     """
+    if lora_rank and freeze != "none":
+        raise ValueError("--lora_rank freezes all but its own weights: leave out --freeze")
     if lora_rank:
         config = peft.LoraConfig(
             r=lora_rank,
@@ -951,8 +949,9 @@ class ClipTrainer(Trainer):
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         """Trainer's, with the loss of each clip counted once, however they are spread on GPUs."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        logits, labels = map(torch.as_tensor, (output.predictions, output.label_ids))
-        output.metrics[f"{metric_key_prefix}_loss"] = F.cross_entropy(logits, labels).item()
+        if output.predictions is not None:  # None with --prediction_loss_only
+            logits, labels = map(torch.as_tensor, (output.predictions, output.label_ids))
+            output.metrics[f"{metric_key_prefix}_loss"] = F.cross_entropy(logits, labels).item()
         return output
 
 

@@ -199,6 +199,17 @@ def test_skipping_leaves_no_class_empty(tmp_path):
         train.check_clips(clips, 16, on_bad_clip="skip")
 
 
+def test_a_rare_class_that_the_validation_split_misses_is_no_bad_clip(tmp_path):
+    clip = write_video(tmp_path / "clip.mp4", numbered(20)).read_bytes()
+    for label, count in (("a", 2), ("b", 20)):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for i in range(count):
+            (tmp_path / "train" / label / f"{i}.mp4").write_bytes(clip)
+    clips = train.load_clips(str(tmp_path))
+    assert set(clips["validation"]["label"]) == {1}  # one of two would be half of the class
+    assert train.check_clips(clips, 16)[1] == {}
+
+
 def test_a_run_without_the_bad_clips_lists_them(clips_folder, native_checkpoint, tmp_path):
     for path in clips_folder.glob("*/*/*.mp4"):
         copy = tmp_path / "clips" / path.relative_to(clips_folder)

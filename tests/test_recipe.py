@@ -51,6 +51,9 @@ def test_freeze():
     assert len(names("none")) > len(names("all_but_2")) > len(names("all_but_1"))
     with pytest.raises(ValueError, match="--freeze half: one of none, backbone, all_but_N"):
         names("half")
+    model, _ = train.load_model(str(TINY), LABELS)
+    with pytest.raises(ValueError, match="leave out --freeze"):
+        train.trainable(model, "backbone", lora_rank=2)
 
 
 @pytest.mark.parametrize("flags", [["--lora_rank", "2"], ["--freeze", "backbone"], []])
@@ -167,6 +170,13 @@ def test_balanced_weights_count_each_class_alike(clips_folder, native_checkpoint
     assert weights.tolist() == pytest.approx([8 / 12, 8 / 4])
     args.class_weights = "none"
     assert train.make_trainer(args, clips, model, processor).class_weights is None
+
+
+def test_evaluation_without_predictions(clips_folder, native_checkpoint, tmp_path):
+    flags = "--prediction_loss_only true --metric_for_best_model loss --epochs 1".split()
+    trainer = trainer_for(clips_folder, native_checkpoint, tmp_path, *flags)
+    trainer.train()
+    assert any("eval_loss" in entry for entry in trainer.state.log_history)
 
 
 # ---- Evaluation over several views
