@@ -465,7 +465,6 @@ class TrainClips(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, position: int) -> dict:
-        leave_process_group()
         row = self.rows[position % len(self.rows)]
         draw = generator(self.seed, position)
         clip = read_train_clip(row["video"]["path"], draw=draw, **self.reading)
@@ -490,15 +489,8 @@ class EpochSampler(torch.utils.data.Sampler):
         return iter((order + epoch * self.total).tolist())
 
 
-def leave_process_group() -> None:
-    """In a DataLoader worker: a SIGTERM that goes to the whole group must not end the workers."""
-    if torch.utils.data.get_worker_info() and os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
-
-
 def eval_batch(rows: dict, **reading) -> dict:
     """Rows of `load_clips` -> pixel_values (list of uint8 clips, see read_clip) and labels."""
-    leave_process_group()
     clips = [read_clip(video["path"], **reading) for video in rows["video"]]
     return {"pixel_values": clips, "labels": rows["label"]}
 
@@ -817,6 +809,7 @@ class Arguments(TrainingArguments):
     dataloader_pin_memory: bool = torch.cuda.is_available()
     disable_tqdm: bool | None = flag(not sys.stderr.isatty(), "In a log file: lines, no bars.")
     ddp_find_unused_parameters: bool | None = False  # all are used
+    logging_nan_inf_filter: bool = False  # it would show a diverged run as a loss of 0
     remove_unused_columns: bool = False  # the columns are made by our transform
 
     def __post_init__(self):
@@ -966,6 +959,8 @@ class Interruption(TrainerCallback):
             self.came = True
 
         self.before = signal.signal(signal.SIGTERM, remember)
+        # A SIGTERM to the whole process group must not end the DataLoader's workers.
+        os.register_at_fork(after_in_child=os.setpgrp)
 
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGTERM, self.before)
