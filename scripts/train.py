@@ -526,8 +526,7 @@ def videomae_names(name: str) -> list[str]:
     The fine-tuning ViT of github.com/OpenGVLab/VideoMAEv2 is the ViT of transformers' VideoMAE:
     only the names differ, and one qkv matrix [3 * width, width] stands for three.
     """
-    for prefix in ("_orig_mod.", "module.", "backbone.", "encoder.", "model."):
-        name = name.removeprefix(prefix)
+    name = re.sub(r"^((_orig_mod|module|backbone|encoder|model)\.)+", "", name)
     if name.startswith(DROPPED):
         return []
     for old, new in NAMES.items():
@@ -585,8 +584,9 @@ def checkpoint_files(model_name: str) -> list[Path]:
             download = partial(huggingface_hub.snapshot_download, allow_patterns=wanted)
             path = Path(from_hub(download, "--model_name", repo))
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"--model_name {model_name}: no .safetensors file in {path}")
+    files = files or sorted(path.glob("*.pth"))[:2]
+    if not files or len(files) > 1 and files[0].suffix == ".pth":
+        raise ValueError(f"--model_name {model_name}: no .safetensors file in {path}, nor one .pth")
     return files
 
 
@@ -975,6 +975,13 @@ class Interruption(TrainerCallback):
         if came:
             self.came = control.should_save = control.should_training_stop = True
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite(logs.get("loss", 0)):
+            raise ValueError(
+                f"the training loss is {logs['loss']} at step {state.global_step}: "
+                "lower --learning_rate, or --precision fp32"
+            )
+
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.came and state.epoch % 1:  # Trainer takes the stop for the end of the epoch
             control.should_evaluate = control.should_save = control.should_log = False
@@ -1054,6 +1061,7 @@ def make_trainer(args: Arguments, clips: datasets.DatasetDict, model, processor)
         # Under the old names the Trainer would silently lose the query and value biases when it
         # loads its best checkpoint or resumes (transformers issue 43701).
         model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    optimiser, options = Trainer.get_optimizer_cls_and_kwargs(args)  # --optim, --adam_beta1, ...
     trainer = ClipTrainer(
         model=model,
         args=args,
@@ -1061,7 +1069,7 @@ def make_trainer(args: Arguments, clips: datasets.DatasetDict, model, processor)
         eval_dataset=clips["validation"].with_transform(evaluated),
         processing_class=processor,
         compute_metrics=compute_metrics,
-        optimizers=(torch.optim.AdamW(parameter_groups(model, args)), None),
+        optimizers=(optimiser(parameter_groups(model, args), **options), None),
         class_weights=torch.tensor(weights, dtype=torch.float32) if balanced else None,
         callbacks=[interruption := Interruption()],
     )
@@ -1095,8 +1103,10 @@ def train(args: Arguments) -> dict:
     say(
         f"{learning:,} weights learn, in {args.precision} on {args.world_size} x {args.device.type}"
     )
+    if start := last if resume == "auto" else resume:
+        say(f"going on from {start}; another run needs another --output_dir")
     trainer.interruption.launch = psutil.Process().create_time()
-    trainer.train(resume_from_checkpoint=last if resume == "auto" else resume)
+    trainer.train(resume_from_checkpoint=start)
     if trainer.interruption.came:
         step = trainer.state.global_step
         say(f"SIGTERM: saved at step {step}; --resume_from_checkpoint auto goes on from there")

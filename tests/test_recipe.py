@@ -95,6 +95,36 @@ def test_lora_is_merged_into_a_model_that_transformers_loads(
 # ---- Loss
 
 
+def test_trainers_optimiser_flags_count(clips_folder, native_checkpoint, tmp_path):
+    flags = "--adam_beta2 0.5 --adam_epsilon 1e-4".split()
+    trainer = trainer_for(clips_folder, native_checkpoint, tmp_path, *flags)
+    assert type(trainer.optimizer).__name__ == "AdamW"
+    assert trainer.optimizer.defaults["betas"] == (0.9, 0.5)
+    assert trainer.optimizer.defaults["eps"] == 1e-4
+    assert len({group["lr"] for group in trainer.optimizer.param_groups}) == 4  # by depth, still
+    other = trainer_for(clips_folder, native_checkpoint, tmp_path, "--optim", "adafactor")
+    assert type(other.optimizer).__name__ == "Adafactor"
+
+
+def test_a_diverged_run_ends_with_a_remedy(clips_folder, native_checkpoint, tmp_path):
+    flags = ["--logging_steps", "1"]
+    trainer = trainer_for(clips_folder, native_checkpoint, tmp_path, *flags)
+    trainer.model.classifier.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="loss is nan at step 1: lower --learning_rate"):
+        trainer.train()
+
+
+def test_each_epoch_has_positions_of_its_own(clips_folder, native_checkpoint, tmp_path):
+    """As Trainer really asks for them; else all epochs would see the same draws."""
+    trainer = trainer_for(clips_folder, native_checkpoint, tmp_path)
+    asked, read = [], train.TrainClips.__getitem__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.TrainClips, "__getitem__", lambda c, i: asked.append(i) or read(c, i))
+        trainer.train()
+    assert sorted(asked[:16]) == list(range(16)) and sorted(asked[16:]) == list(range(16, 32))
+    assert [i - 16 for i in asked[16:]] != asked[:16]
+
+
 @pytest.fixture
 def trainer(clips_folder, native_checkpoint, tmp_path):
     return trainer_for(clips_folder, native_checkpoint, tmp_path)

@@ -208,7 +208,9 @@ def test_v2_sizes_are_read_off_and_every_weight_arrives():
 
 
 @pytest.mark.parametrize("wrapper", [None, "module", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "encoder.", "backbone.", "_orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "encoder.", "backbone.", "_orig_mod.", "module._orig_mod."]
+)
 def test_pth_wrappers_and_prefixes(tmp_path, wrapper, prefix):
     saved = load_file(TINY / "model.safetensors")
     state = {prefix + name.removeprefix("model."): tensor for name, tensor in saved.items()}
