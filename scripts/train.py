@@ -8,6 +8,7 @@ Laptop:         python train.py --dataset clips --epochs 4 --train_batch_size 2
 One GPU:        python train.py --dataset clips
 Several GPUs:   torchrun --nproc_per_node 4 train.py --dataset clips
 Several nodes:  torchrun --nnodes 2 --node_rank 0 --master_addr HOST --nproc_per_node 4 train.py ...
+                (with --output_dir on a disk that all share, if they are to resume)
 SageMaker:      notebooks/03_remote_launch.ipynb (folders then come from the SM_* variables)
 Go on after an interruption:             the same line and --resume_from_checkpoint auto
 What becomes of a checkpoint's weights:  python train.py --check true --model_name FILE
@@ -290,6 +291,14 @@ def load_clips(dataset: str, seed: int = 42) -> datasets.DatasetDict:
             f"--dataset {folder}: a classifier needs two classes or more, found {labels}. "
             "Put the clips into train/<label>/, one folder per label."
         )
+    strays = [f.name for f in folder.glob("[!.]*/") if f.name not in SPLITS]
+    if strays:
+        say(f"{folder}: folders that are no split are left out: {sorted(strays)}")
+    for name in SPLITS:
+        if flat := [f for f in folder.glob(f"{name}/*") if f.suffix.lower() in FORMATS]:
+            raise ValueError(f"{flat[0]}: a clip without a label; it goes into {name}/<label>/")
+    if (folder / "val").is_dir() and (folder / "validation").is_dir():
+        raise ValueError(f"--dataset {folder}: val and validation are the same split; keep one")
     clips = datasets.DatasetDict()
     for split, found in files.items():
         where = f"--dataset {folder}: split {split}"
@@ -310,6 +319,9 @@ def load_clips(dataset: str, seed: int = 42) -> datasets.DatasetDict:
             raise ValueError(f"--dataset {folder}: too few clips for a validation split; add one")
         parts = clips["train"].train_test_split(share, stratify_by_column="label", seed=seed)
         clips["train"], clips["validation"] = parts["train"], parts["test"]
+        gone = {*clips["train"]["label"]} - {*clips["validation"]["label"]}
+        lacking = f"; none of {[labels[i] for i in sorted(gone)]}" if gone else ""
+        say(f"no validation split: {share} training clips become one{lacking}")
     return clips
 
 
@@ -820,12 +832,19 @@ class Arguments(TrainingArguments):
         }.items():  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} {getattr(self, name)}: one of {choices}")
-        for name in ("eval_views", "sampling_rate", "learning_rate", "num_train_epochs"):
-            if getattr(self, name) <= 0:
+        batches = "per_device_train_batch_size", "per_device_eval_batch_size"
+        for name in ("eval_views", "sampling_rate", "learning_rate", "num_train_epochs", *batches):
+            if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be above 0")
-        for name in ("zoom", "colour_jitter", "mixup", "cutmix", "lora_rank", "weight_decay"):
-            if getattr(self, name) < 0:
+        shares = "zoom", "colour_jitter", "mixup", "cutmix", "label_smoothing_factor"
+        for name in (*shares, "lora_rank", "weight_decay", "dataloader_num_workers"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: must not be below 0")
+        asked = {name for name in ("fp16", "bf16") if getattr(self, name)}
+        if len(asked | {self.precision} - {"auto"}) > 1:
+            raise ValueError("--precision, --fp16 and --bf16 contradict each other: give one only")
+        if self.save_only_model:
+            raise ValueError("--save_only_model: no run could go on from such checkpoints")
         if self.precision == "auto":
             self.precision = "fp16" if self.fp16 else "bf16" if self.bf16 else fastest_precision()
         self.fp16, self.bf16 = self.precision == "fp16", self.precision == "bf16"
@@ -1021,7 +1040,12 @@ def newest_checkpoint(folder: str) -> str | None:
                 break
             except Exception as error:
                 say(f"{path} is not complete and is passed over: {error}")
-    return broadcast_object_list(answer)[0]
+    (newest,) = broadcast_object_list(answer)
+    if newest and not os.path.isdir(newest):
+        raise FileNotFoundError(
+            f"{newest} is not on {platform.node()}: several nodes resume from a shared --output_dir"
+        )
+    return newest
 
 
 def run_record(args: Arguments, clips: datasets.DatasetDict) -> dict:
@@ -1056,7 +1080,6 @@ def make_trainer(args: Arguments, clips: datasets.DatasetDict, model, processor)
     labels = np.array(clips["train"]["label"])
     balanced = args.class_weights == "balanced"
     weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
-    model = trainable(model, args.freeze, args.lora_rank)
     if not args.lora_rank:
         # Under the old names the Trainer would silently lose the query and value biases when it
         # loads its best checkpoint or resumes (transformers issue 43701).
@@ -1094,19 +1117,24 @@ def train(args: Arguments) -> dict:
         set_seed(args.seed)  # before the head is drawn
         labels = clips["train"].features["label"].names
         model, processor = load_model(args.model_name, labels)
+    model = trainable(model, args.freeze, args.lora_rank)
     check_disk(args, model)
     workers = max(1, args.dataloader_num_workers)
     clips, skipped = check_clips(clips, model.config.num_frames, args.on_bad_clip, workers)
     trainer = make_trainer(args, clips, model, processor)
     say(f"{ {split: len(part) for split, part in clips.items()} } clips, {model.config.id2label}")
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    say(
-        f"{learning:,} weights learn, in {args.precision} on {args.world_size} x {args.device.type}"
-    )
+    devices = f"{args.world_size * max(1, args.n_gpu)} x {args.device.type}"
+    say(f"{learning:,} weights learn, in {args.precision} on {devices}")
     if start := last if resume == "auto" else resume:
         say(f"going on from {start}; another run needs another --output_dir")
+        saved = Path(start) / "config.json"  # of a LoRA model there is none
+        if saved.exists() and AutoConfig.from_pretrained(start).id2label != model.config.id2label:
+            raise ValueError(f"{start} has other labels than {args.dataset}: another --output_dir")
     trainer.interruption.launch = psutil.Process().create_time()
     trainer.train(resume_from_checkpoint=start)
+    if start and Path(start).name == f"checkpoint-{trainer.state.global_step}":
+        say(f"nothing was left to train after {start}")
     if trainer.interruption.came:
         step = trainer.state.global_step
         say(f"SIGTERM: saved at step {step}; --resume_from_checkpoint auto goes on from there")
@@ -1137,15 +1165,18 @@ def train(args: Arguments) -> dict:
 
 def check_disk(args: Arguments, model) -> None:
     """Raises OSError where the checkpoints would not fit: better now than after the first epoch."""
-    # Weights, and AdamW's two moments of each; one more checkpoint than is kept, while saving.
-    each = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
-    needed = each * ((args.save_total_limit or 2) + 1)
+    # All weights (of a LoRA model, those that learn), and AdamW's two moments of what learns.
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    each = sum(size * (3 if learns else not args.lora_rank) for size, learns in sizes)
+    kept = max(args.save_total_limit or 2, 1 + args.load_best_model_at_end)
+    needed = each * (kept + 1)  # one more than is kept, while saving
     os.makedirs(args.output_dir, exist_ok=True)
-    free = shutil.disk_usage(args.output_dir).free
+    old = sum(f.stat().st_size for f in Path(args.output_dir).glob("checkpoint-*/*"))
+    free = shutil.disk_usage(args.output_dir).free + old  # which give way to new ones
     if args.save_strategy != "no" and free < needed:
         raise OSError(
             f"--output_dir {args.output_dir}: checkpoints need {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; a larger volume, or --save_total_limit 1"
+            f"{free / 1e9:.1f} GB are free; a larger volume, or --lora_rank 8"
         )
 
 
@@ -1157,7 +1188,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         train(parse_arguments(argv))
     except Exception as error:
-        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        rank = (
+            f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        )
         print(rank + traceback.format_exc(), file=sys.stderr, flush=True)
         if "SM_OUTPUT_DIR" in os.environ:  # SageMaker shows 1,024 characters as FailureReason
             reason = f"{rank}{type(error).__name__}: {error}"[:700]

@@ -15,7 +15,7 @@ import numpy as np
 import prepare_clips
 import pytest
 from conftest import ROOT
-from videos import every_frame, number, numbered, write_video
+from videos import every_frame, number, numbered, write_sound, write_video
 
 SCRIPT = ROOT / "scripts" / "prepare_clips.py"
 
@@ -345,12 +345,7 @@ def bad_tree(root):
         else:
             at = path.read_bytes().find(b"movi") / path.stat().st_size
             damage(path, at, 1)
-    with av.open(str(root / "d/sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
-        frame.rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_sound(root / "d/sound.mp4")
     write_video(root / "d/huge.avi", np.zeros((1, 4400, 8200, 3), np.uint8), "mjpeg",
                 pix_fmt="yuvj420p")  # fmt: skip
     assert good.exists()

@@ -21,7 +21,7 @@ FLAGS = """--epochs 5 --train_batch_size 4 --learning_rate 1e-3 --dataloader_num
     --mixup 0.8 --horizontal_flip true --colour_jitter 0.3 --logging_steps 1""".split()
 # The script, with a blow at a chosen moment: as a process of its own, so that it can be killed.
 BLOW = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 sys.path.insert(0, {folder!r})
 import train
 moment, step = sys.argv[1], int(sys.argv[2])
@@ -39,6 +39,9 @@ def told_in_step(self, *args, **kwargs):
     if at(self, "SIGTERM in step"):
         os.kill(os.getpid(), signal.SIGTERM)
     if at(self, "SIGTERM to all"):
+        workers = multiprocessing.active_children()
+        assert len(workers) == 4, workers  # two for training, two that evaluated
+        assert all(os.getpgid(worker.pid) != os.getpgrp() for worker in workers)
         os.killpg(0, signal.SIGTERM)  # the workers get it as well
     return training_step(self, *args, **kwargs)
 train.ClipTrainer.training_step = told_in_step
@@ -180,6 +183,51 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert train.newest_checkpoint(str(tmp_path / "none")) is None
     (tmp_path / "checkpoint-best").mkdir()
     assert train.newest_checkpoint(str(tmp_path)) is None
+
+
+def test_the_checkpoint_and_what_is_left_are_told(
+    clips_folder, native_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
+    flags += ["--resume_from_checkpoint", "auto", "--epochs", "1"]
+    train.train(train.parse_arguments(flags))
+    assert "going on" not in capsys.readouterr().out
+    train.train(train.parse_arguments(flags))
+    said = capsys.readouterr().out
+    assert "going on from outputs/checkpoints/checkpoint-4" in said
+    assert "nothing was left to train after outputs/checkpoints/checkpoint-4" in said
+    for path in clips_folder.glob("*/*/*.mp4"):  # other labels, as many
+        copy = tmp_path / "other" / path.parts[-3] / f"my_{path.parts[-2]}" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(path)
+    with pytest.raises(ValueError, match="has other labels than other: another --output_dir"):
+        train.train(train.parse_arguments([*flags, "--dataset", "other"]))
+
+
+def test_the_disk_need_is_what_is_saved(native_checkpoint, tmp_path, monkeypatch):
+    def needed(*flags):
+        """The smallest free space, in bytes, that is enough."""
+        model, _ = train.load_model(str(native_checkpoint), ["a", "b"])
+        args = train.parse_arguments(["--output_dir", str(tmp_path), *flags])
+        model = train.trainable(model, args.freeze, args.lora_rank)
+        usage, low, high = shutil.disk_usage(tmp_path), 0, 10**7
+        while high - low > 1:
+            middle = (low + high) // 2
+            with monkeypatch.context() as patch:
+                patch.setattr(shutil, "disk_usage", lambda _, m=middle: usage._replace(free=m))
+                try:
+                    train.check_disk(args, model)
+                    high = middle
+                except OSError:
+                    low = middle
+        return high
+
+    full, probe, lora = needed(), needed("--freeze", "backbone"), needed("--lora_rank", "2")
+    assert full > 2 * probe and probe > 2 * lora
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(bytes(1000))
+    assert needed() == full - 1000  # what is there already gives way
 
 
 def test_a_full_disk_is_foreseen(clips_folder, native_checkpoint, tmp_path, monkeypatch):

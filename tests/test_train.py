@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 
-import av
 import datasets
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import train
 from conftest import ROOT, TINY
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, pipeline
-from videos import noise, write_video
+from videos import noise, write_sound, write_video
 
 LABELS = ["not_raising_hand", "raising_hand"]
 
@@ -39,12 +38,16 @@ def test_labels_are_the_folder_names_and_nothing_is_decoded(clips_folder):
         assert f"/test/{LABELS[row['label']]}/" in row["video"]["path"]
 
 
-def test_without_validation_a_share_of_the_training_clips_becomes_one(tmp_path):
+def test_without_validation_a_share_of_the_training_clips_becomes_one(tmp_path, capsys):
     names = [f"train/{label}/{i}.mp4" for label in "ab" for i in range(7)]
     clips = train.load_clips(str(clip_tree(tmp_path, *names)))
     paths = {s: {video["path"] for video in part["video"]} for s, part in clips.items()}
     assert len(paths["train"]) == 12 and sorted(clips["validation"]["label"]) == [0, 1]
     assert not paths["train"] & paths["validation"]
+    assert "no validation split: 2 training clips become one\n" in capsys.readouterr().out
+    clip_tree(tmp_path, "valid/a/1.mp4")
+    train.load_clips(str(tmp_path))
+    assert "folders that are no split are left out: ['valid']" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,18 @@ def test_without_validation_a_share_of_the_training_clips_becomes_one(tmp_path):
             r"split test has labels that train has not: \['c'\]",
         ),
         (["train/a/1.mp4", "train/b/1.mp4"], "too few clips for a validation split"),
+        (
+            [f"train/{label}/1.mp4" for label in "ab"] + ["validation/1.mp4"],
+            "validation/1.mp4: a clip without a label",
+        ),
+        (
+            [
+                f"{split}/{label}/1.mp4"
+                for split in ("train", "val", "validation")
+                for label in "ab"
+            ],
+            "val and validation are the same split",
+        ),
     ],
 )
 def test_missing_classes_are_named(tmp_path, names, message):
@@ -122,12 +137,7 @@ def test_every_unreadable_clip_is_in_one_report(tmp_path):
     (a / "1.mp4").write_bytes(os.urandom(5000))
     (a / "2.mp4").write_bytes((a / "2.mp4").read_bytes()[:1000])
     write_video(b / "0.mp4", noise(20), codec="libsvtav1")
-    with av.open(str(b / "1.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
-        sound.sample_rate = 16000
-        container.mux(stream.encode(sound))
-        container.mux(stream.encode(None))
+    write_sound(b / "1.mp4")
     with pytest.raises(ValueError) as error:
         train.check_clips(train.load_clips(str(tmp_path)), num_frames=16)
     report = str(error.value)
@@ -434,6 +444,7 @@ def trainer_for(clips_folder, model_name, output_dir, *flags):
     args = train.parse_arguments([*fixed, "--model_name", str(model_name), *flags])
     train.set_seed(args.seed)
     model, processor = train.load_model(str(model_name), LABELS)
+    model = train.trainable(model, args.freeze, args.lora_rank)
     return train.make_trainer(args, train.load_clips(str(clips_folder)), model, processor)
 
 

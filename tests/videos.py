@@ -41,6 +41,16 @@ def write_video(path, frames, codec="libx264", rate=12, pix_fmt="yuv420p", ms=No
     return path
 
 
+def write_sound(path):
+    """A file that holds a second of silence and no video."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+
+
 def every_frame(path):
     """uint8 [frames, height, width, 3], decoded from the start, one after the other."""
     with av.open(str(path)) as container:
