@@ -268,7 +268,9 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
         for video, name in outputs.items():
             job = (source / video, output / name, args.short_side, args.gop)
             futures[pool.schedule(prepare_clip, job, timeout=args.timeout)] = video
-        for future in tqdm(as_completed(futures), "prepare clips", len(futures), disable=None):
+        pace = 0.1 if sys.stderr.isatty() else 10  # seconds: a log wants few lines
+        bar = tqdm(as_completed(futures), "prepare clips", len(futures), mininterval=pace)
+        for future in bar:
             video = futures[future]
             try:
                 made[video] = future.result()

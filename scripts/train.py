@@ -417,8 +417,10 @@ def check_clips(
     state = accelerate.PartialState()
     mine, found = paths[state.process_index :: state.num_processes], []
     problem = partial(clip_problem, num_frames=num_frames)
-    say(f"opening {len(paths)} clips, to be sure of them")  # bars are for terminals only
-    bar = tqdm(mine, "check clips", disable=None if state.is_main_process else True)
+    say(f"opening {len(paths)} clips, to be sure of them")
+    pace = 0.1 if sys.stderr.isatty() else 10  # seconds; a log wants few lines, and none if short
+    quiet = not state.is_main_process
+    bar = tqdm(mine, "check clips", mininterval=pace, delay=pace, disable=quiet)
     with pebble.ProcessPool(workers) as pool:
         results = pool.map(problem, mine, timeout=2 * DECODE_SECONDS).result()
         for path in bar:

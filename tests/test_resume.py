@@ -179,6 +179,15 @@ def test_a_checkpoint_that_is_not_complete_is_passed_over(name, how, checkpoint,
     assert f"{new} is not complete and is passed over" in capsys.readouterr().out
 
 
+def test_a_damaged_optimiser_is_passed_over(checkpoint, tmp_path, capsys):
+    shutil.copytree(checkpoint, tmp_path / "checkpoint-3")
+    data = bytearray((tmp_path / "checkpoint-3" / "optimizer.pt").read_bytes())
+    data[len(data) // 2] ^= 1  # as long as before, but for one bit the same
+    (tmp_path / "checkpoint-3" / "optimizer.pt").write_bytes(data)
+    assert train.newest_checkpoint(str(tmp_path)) is None
+    assert "optimizer.pt is damaged" in capsys.readouterr().out
+
+
 def test_no_checkpoint_is_no_error(tmp_path):
     assert train.newest_checkpoint(str(tmp_path / "none")) is None
     (tmp_path / "checkpoint-best").mkdir()
