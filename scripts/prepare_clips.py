@@ -268,9 +268,9 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
         for video, name in outputs.items():
             job = (source / video, output / name, args.short_side, args.gop)
             futures[pool.schedule(prepare_clip, job, timeout=args.timeout)] = video
-        pace = 0.1 if sys.stderr.isatty() else 10  # seconds: a log wants few lines
-        bar = tqdm(as_completed(futures), "prepare clips", len(futures), mininterval=pace)
-        for future in bar:
+        pace = 0.1 if sys.stderr.isatty() else 10  # seconds; a log wants few lines, none if short
+        done = as_completed(futures)
+        for future in tqdm(done, "prepare clips", len(futures), mininterval=pace, delay=pace):
             video = futures[future]
             try:
                 made[video] = future.result()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -44,11 +45,12 @@ def make(source, short_side=256):
 
 
 def run(*args, script=SCRIPT):
-    """(exit code, stdout, stderr) of the script in a process of its own."""
+    """(exit code, stdout, stderr without progress bars) of the script in a process of its own."""
     env = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
     command = [sys.executable, str(script), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
-    return done.returncode, done.stdout, done.stderr
+    err = re.sub(r"\n?prepare clips: .*\n?", "", done.stderr)  # seen after 10 s on a slow machine
+    return done.returncode, done.stdout, err
 
 
 def patched(folder, code):
