@@ -3,23 +3,33 @@
 
     my_clips/<split>/<label>/<any video>  ->  my_clips_prepared/<split>/<label>/*.mp4
 
+a.mp4 keeps its name, and any other clip gets .mp4 appended to its own: b.avi becomes b.avi.mp4. A
+metadata.csv is copied with the names in its column file_name changed alike.
+
 Laptop:          python prepare_clips.py my_clips my_clips_prepared
 Smaller, faster: python prepare_clips.py my_clips my_clips_prepared --short_side 224
 Go on past bad:  python prepare_clips.py my_clips my_clips_prepared --on_bad_clip skip
+SageMaker:       as a Processing job, on as many instances as you like, with the arguments
+    /opt/ml/processing/input/clips /opt/ml/processing/output --on_bad_clip skip
+    --resource_config /opt/ml/config/resourceconfig.json
+  With the input distributed ShardedByS3Key, each instance prepares its share of the clips, and all
+  upload to one prefix. Skip bad clips there: of a failed job, count on no output at all.
 
 Run it again after an interruption: it goes on where it stopped. Bad clips are named in one report
-and in bad_clips.json; all good ones are prepared all the same.
+and in bad_clips.json (of several instances: bad_clips_<host>.json); all good ones are prepared all
+the same.
 """
 
 import argparse
+import csv
 import errno
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections import Counter
 from concurrent.futures import as_completed
 from fractions import Fraction
 from pathlib import Path
@@ -34,7 +44,6 @@ decord.logging.set_level(decord.logging.QUIET)  # our own report is shorter
 av.logging.set_skip_repeated(False)  # else the second damaged file looks sound
 
 FORMATS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpeg", ".m4v", ".wmv")
-REPORT = "bad_clips.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -225,36 +234,70 @@ def prepare_clip(source: Path, target: Path, short_side: int, gop: int) -> bool:
 # ---- All clips ----------------------------------------------------------------------------------
 
 
-def output_names(videos: list[Path]) -> dict[Path, Path]:
-    """{video: its output}: the suffix becomes .mp4, or is kept before it where two would clash."""
-    names = {video: video.with_suffix(".mp4") for video in videos}
-    while True:
-        count = Counter(names.values())
-        kept = {v: v.with_name(f"{v.name}.mp4") for v, name in names.items() if count[name] > 1}
-        if kept.items() <= names.items():
-            return names
-        names |= kept
+def output_name(video: Path) -> Path:
+    """a.mp4 -> a.mp4, any other name -> that name and .mp4; two clips never get the same.
+
+    The name alone decides: each of several machines sees no more than its share of the clips.
+    """
+    kept = video.suffix == ".mp4" and Path(video.stem).suffix.lower() not in FORMATS
+    return video if kept else video.with_name(f"{video.name}.mp4")
+
+
+def with_output_names(table: str) -> str:
+    """The text of a metadata.csv, with the names of the prepared clips in its column file_name."""
+    rows = list(csv.reader(io.StringIO(table)))
+    if not rows or "file_name" not in rows[0]:
+        return table
+    column = rows[0].index("file_name")
+    for row in rows[1:]:
+        if len(row) > column and Path(row[column]).suffix.lower() in FORMATS:
+            row[column] = output_name(Path(row[column])).as_posix()
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def copy(source: Path, target: Path) -> None:
     """Copies a file that is no video, unless it is there already; never half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        os.replace(shutil.copy2(source, target.with_name(f".{target.name}.part")), target)
+    if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+        return
+    part = target.with_name(f".{target.name}.part")
+    if source.name == "metadata.csv":
+        part.write_text(with_output_names(source.read_text("utf-8-sig")), "utf-8")
+    else:
+        shutil.copy2(source, part)
+    os.replace(part, target)
 
 
-def prepare(args: argparse.Namespace) -> dict[str, str]:
-    """Prepares all clips, prints a summary, and returns {relative path of a bad clip: reason}."""
+def machine(resource_config: str | None) -> tuple[str, bool]:
+    """(name of this machine's report of bad clips, whether it is the only machine).
+
+    `resource_config` is the file in which SageMaker tells each instance its name and the others'.
+    """
+    if not resource_config:
+        return "bad_clips.json", True
+    if not Path(resource_config).is_file():
+        sys.exit(f"{resource_config}: no such file. Leave --resource_config out on a laptop.")
+    config = json.loads(Path(resource_config).read_text())
+    alone = len(config["hosts"]) == 1
+    return "bad_clips.json" if alone else f"bad_clips_{config['current_host']}.json", alone
+
+
+def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
+    """Prepares all clips, prints a summary, and returns ({path of a bad clip: reason}, report)."""
     began, source, output = time.time(), Path(args.input), Path(args.output)
-    if not source.is_dir():
+    report_name, alone = machine(args.resource_config)
+    report = output / report_name
+    if alone and not source.is_dir():
         sys.exit(f"{source}: no such folder")
     if output.resolve().is_relative_to(source.resolve()):
         sys.exit(f"{output} is inside {source}: choose an output folder elsewhere")
     walk = os.walk(source, followlinks=True)
     files = sorted(Path(at, name).relative_to(source) for at, _, names in walk for name in names)
     files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
-    outputs = output_names([file for file in files if file.suffix.lower() in FORMATS])
-    if not outputs:
+    outputs = {file: output_name(file) for file in files if file.suffix.lower() in FORMATS}
+    if alone and not outputs:  # else this machine's share is empty
         sys.exit(f"{source} holds no videos ({' '.join(FORMATS)})")
     bad, made = {}, {}
     # Fresh processes: a fork would copy locks that threads of this one hold.
@@ -262,7 +305,7 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
     try:
         for file in files:
             (output / file).parent.mkdir(parents=True, exist_ok=True)
-            if file not in outputs and file != Path(REPORT):
+            if file not in outputs and file != Path(report_name):
                 copy(source / file, output / file)
         futures = {}
         for video, name in outputs.items():
@@ -282,8 +325,8 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
                 if getattr(error, "errno", None) in FULL:
                     raise
                 bad[str(video)] = str(error)
-        report = json.dumps(dict(sorted(bad.items())), indent=2)
-        (output / REPORT).write_text(report) if bad else (output / REPORT).unlink(missing_ok=True)
+        bad = dict(sorted(bad.items()))
+        report.write_text(json.dumps(bad, indent=2)) if bad else report.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in FULL:
             sys.exit(f"{output}: the disk is full. Free some space and run the same command again.")
@@ -299,7 +342,7 @@ def prepare(args: argparse.Namespace) -> dict[str, str]:
         f"{sum(made.values())} clips prepared, {len(made) - sum(made.values())} already there, "
         f"{len(bad)} bad: {before:.1f} MB -> {after:.1f} MB in {time.time() - began:.0f} s"
     )
-    return dict(sorted(bad.items()))
+    return bad, report
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -316,10 +359,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Clips at a time.")
     parser.add_argument("--timeout", type=float, default=600, help="Seconds a clip may take.")
     parser.add_argument("--on_bad_clip", choices=["error", "skip"], default="error")
+    parser.add_argument("--resource_config", help="On SageMaker: its resourceconfig.json.")
     args = parser.parse_args(argv)
-    bad = prepare(args)
+    bad, report = prepare(args)
     if bad:
-        print(f"{len(bad)} bad clips, also in {Path(args.output) / REPORT}:", file=sys.stderr)
+        print(f"{len(bad)} bad clips, also in {report}:", file=sys.stderr)
         print("\n".join(f"  {video}: {reason}" for video, reason in bad.items()), file=sys.stderr)
     if bad and args.on_bad_clip == "error":
         sys.exit(1)

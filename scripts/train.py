@@ -71,7 +71,6 @@ from transformers import (
     TrainingArguments,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
-    VideoMAEImageProcessorPil,
     set_seed,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -672,7 +671,7 @@ def clip_processor(folder: Path, size: int):
     """The image processor saved in `folder`, else VideoMAE's: ImageNet mean and deviation."""
     if (folder / "preprocessor_config.json").exists():
         return AutoImageProcessor.from_pretrained(folder)
-    return VideoMAEImageProcessorPil(
+    return transformers.VideoMAEImageProcessorPil(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
         image_mean=IMAGENET_DEFAULT_MEAN,
@@ -1153,6 +1152,8 @@ def train(args: Arguments) -> dict:
         model = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
         # The finished model keeps the names that every version of transformers reads.
         type(model).save_pretrained(model, args.model_dir)
+        for weights in Path(args.model_dir).glob("*.safetensors"):
+            weights.chmod(0o644)  # made for their owner only, who is root in a container
         processor.save_pretrained(args.model_dir)
         trainer.state.save_to_json(str(Path(args.model_dir) / "trainer_state.json"))
         record = json.dumps(run_record(args, clips), indent=2)

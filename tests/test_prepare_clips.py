@@ -274,24 +274,62 @@ def test_folders_and_other_files_are_kept_and_hidden_ones_are_not(tmp_path):
     assert code == 0 and out.startswith("5 clips prepared, 0 already there, 0 bad: 0.0 MB -> 0.0")
     assert out.count("\n") == 1
     assert {str(f.relative_to(output)) for f in output.rglob("*") if f.is_file()} == {
-        "train/wave/1.mp4", "train/wave/deep/er/2.mp4", "val/sit/3.mp4", "4.mp4", "metadata.csv",
-        "train/wave/1.txt", "elsewhere/7.mp4",
+        "train/wave/1.MP4.mp4", "train/wave/deep/er/2.avi.mp4", "val/sit/3.mkv.mp4", "4.mov.mp4",
+        "metadata.csv", "train/wave/1.txt", "elsewhere/7.mp4",
     }  # fmt: skip
     assert (output / "metadata.csv").read_text() == "file_name,label\n"
 
 
-def test_names_that_would_clash_keep_their_suffix():
-    names = ["a/x.mp4", "a/x.avi", "b/x.mp4", "a/x.avi.mp4", "c/y.MP4", "c/y.mp4", "c/z.mkv"]
-    found = prepare_clips.output_names([prepare_clips.Path(name) for name in names])
-    assert {str(k): str(v) for k, v in found.items()} == {
-        "a/x.mp4": "a/x.mp4.mp4",
-        "a/x.avi": "a/x.avi.mp4",
-        "b/x.mp4": "b/x.mp4",
-        "a/x.avi.mp4": "a/x.avi.mp4.mp4",
-        "c/y.MP4": "c/y.MP4.mp4",
-        "c/y.mp4": "c/y.mp4.mp4",
-        "c/z.mkv": "c/z.mp4",
-    }
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("a/x.mp4", "a/x.mp4"),
+        ("a/x.avi", "a/x.avi.mp4"),
+        ("a/x.avi.mp4", "a/x.avi.mp4.mp4"),  # else it would meet the one above
+        ("a/x.mp4.mp4", "a/x.mp4.mp4.mp4"),
+        ("c/y.MP4", "c/y.MP4.mp4"),
+        ("v1.0_take 2.mp4", "v1.0_take 2.mp4"),
+    ],
+)
+def test_a_name_alone_tells_the_output(name, expected):
+    path = prepare_clips.Path
+    assert prepare_clips.output_name(path(name)) == path(expected)
+
+
+def test_labels_still_find_their_clips(tmp_path):
+    """A metadata.csv is rewritten so that `datasets` finds each clip with the label it had."""
+    import datasets
+
+    labels = {"one.mp4": "wave", "deep/two, too.avi": "sit", "deep/two.mkv": "wave"}
+    for name in labels:
+        write_video(tmp_path / "clips/train" / name, numbered(5))
+    rows = "".join(f'"{label}","{name}",{i}\n' for i, (name, label) in enumerate(labels.items()))
+    table = tmp_path / "clips/train/metadata.csv"
+    table.write_text("\ufefflabel,file_name,take\n" + rows, "utf-8")
+    assert run(tmp_path / "clips", tmp_path / "out")[0] == 0
+    found = datasets.load_dataset(
+        "videofolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=tmp_path / "cache"
+    ).cast_column("video", datasets.Video(decode=False))
+    assert {row["video"]["path"].rsplit("out/train/")[1]: row["label"] for row in found} == {
+        "one.mp4": "wave", "deep/two, too.avi.mp4": "sit", "deep/two.mkv.mp4": "wave",
+    }  # fmt: skip
+
+
+def test_a_share_may_be_empty_and_reports_carry_the_machine(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/1.mp4").write_bytes(b"")
+    config, output = tmp_path / "resourceconfig.json", tmp_path / "out"
+    config.write_text('{"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}')
+    flags = ("--resource_config", config)
+    code, out, _ = run(tmp_path / "nothing", output, *flags)
+    assert code == 0 and out.startswith("0 clips prepared")
+    code, _, err = run(tmp_path / "bad", output, *flags)
+    assert code == 1 and "also in" in err and "bad_clips_algo-2.json" in err
+    assert os.listdir(output) == ["bad_clips_algo-2.json"]
+    config.write_text('{"current_host": "algo-1", "hosts": ["algo-1"]}')
+    assert "no such folder" in run(tmp_path / "nothing", output, *flags)[2]
+    config.unlink()
+    assert "Leave --resource_config out" in run(tmp_path / "bad", output, *flags)[2]
 
 
 @pytest.mark.parametrize(

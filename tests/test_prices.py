@@ -1,0 +1,103 @@
+"""What the launch costs: the price table, and AWS's Price List API by which one brings it up."""
+
+import datetime
+import json
+import re
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+from cells import run_cell
+from conftest import ROOT
+
+TABLE = json.loads((ROOT / "notebooks" / "aws" / "prices.json").read_text())
+
+
+def test_every_price_has_a_source_and_a_date():
+    assert TABLE["currency"] == "USD" and TABLE["source"].startswith("https://")
+    assert datetime.date.fromisoformat(TABLE["date"]) <= datetime.date.today()
+    for region, instances in TABLE["region"].items():
+        assert boto3.Session().get_partition_for_region(region) == "aws"
+        for name, entry in instances.items():
+            assert name.startswith("ml.") and 0 < entry["training"] < 200, (region, name)
+            assert re.fullmatch(r"20\d\d(-\d\d){0,2}", entry["date"])  # as far as it is known
+            assert entry["date"] <= TABLE["date"]
+
+
+def test_the_default_instances_are_priced_and_four_gpus_cost_more_than_one():
+    prices = {name: entry["training"] for name, entry in TABLE["region"]["us-east-1"].items()}
+    assert {"ml.g4dn.xlarge", "ml.g5.xlarge", "ml.g6.xlarge", "ml.m5.xlarge"} <= prices.keys()
+    for family in ("g5", "g6"):
+        assert prices[f"ml.{family}.12xlarge"] > 4 * prices[f"ml.{family}.xlarge"]
+
+
+def product(usagetype: str, unit_price: str, **terms) -> str:
+    """One entry of PriceList, in the Price List API's format."""
+    prefix, instance = usagetype.split(":")
+    return json.dumps(
+        {
+            "product": {
+                "productFamily": "ML Instance",
+                "sku": "ABCDEFGHIJKLMNOP",
+                "attributes": {
+                    "servicecode": "AmazonSageMaker", "regionCode": "ap-northeast-1",
+                    "component": "Training", "instanceName": instance, "usagetype": usagetype,
+                    "operation": "RunInstance", "location": "Asia Pacific (Tokyo)",
+                },
+            },
+            "serviceCode": "AmazonSageMaker",
+            "terms": terms or {
+                "OnDemand": {
+                    "ABCDEFGHIJKLMNOP.JRTCKXETXF": {
+                        "sku": "ABCDEFGHIJKLMNOP",
+                        "effectiveDate": "2026-09-01T00:00:00Z",
+                        "priceDimensions": {
+                            "ABCDEFGHIJKLMNOP.JRTCKXETXF.6YS6EN2CT7": {
+                                "unit": "Hrs", "endRange": "Inf", "appliesTo": [],
+                                "description": f"${unit_price} per hour", "beginRange": "0",
+                                "pricePerUnit": {"USD": unit_price},
+                            }
+                        },
+                    }
+                }
+            },
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def price_list():
+    """Answers GetProducts, one page for each list of products, and checks what is asked."""
+    client = boto3.client(
+        "pricing", "us-east-1", aws_access_key_id="testing", aws_secret_access_key="testing"
+    )
+    wanted = {
+        "regionCode": "ap-northeast-1", "instanceName": "ml.g6.xlarge", "component": "Training",
+    }  # fmt: skip
+    filters = [{"Type": "TERM_MATCH", "Field": f, "Value": v} for f, v in wanted.items()]
+
+    def price(*pages):
+        with Stubber(client) as stub:
+            for number, products in enumerate(pages, 1):
+                asked = {"ServiceCode": "AmazonSageMaker", "Filters": filters}
+                asked |= {"NextToken": str(number - 1)} if number > 1 else {}
+                answer = {"FormatVersion": "aws_v1", "PriceList": products}
+                answer |= {"NextToken": str(number)} if number < len(pages) else {}
+                stub.add_response("get_products", answer, asked)
+            cell = run_cell("01_setup", "price-api", json=json)
+            return cell["training_price"]("ml.g6.xlarge", "ap-northeast-1", client)
+
+    return price
+
+
+def test_the_price_is_that_of_training_on_demand(price_list):
+    others = [
+        product("APN1-TrSpt:ml.g6.xlarge", "0.5"),
+        product("APN1-Train:ml.g6.xlarge", "0", Reserved={}),
+    ]
+    assert price_list(others, [product("APN1-Train:ml.g6.xlarge", "1.6340000000")]) == 1.634
+
+
+def test_an_instance_without_a_price_is_an_error_that_names_it(price_list):
+    with pytest.raises(LookupError, match="ml.g6.xlarge in ap-northeast-1"):
+        price_list([])
