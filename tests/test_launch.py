@@ -210,6 +210,18 @@ def test_clips_in_s3_are_used_where_they_are(request_of, set_up):
     assert uri == f"s3://{BUCKET}/mine/"  # with the slash: mine2/ is another data set
 
 
+def test_notebook_2_fetches_clips_from_s3(set_up):
+    for clip in ("train/a/1.mp4", "train/b/2.mp4"):
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=f"theirs/{clip}", Body=b"clip")
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=f"theirs2/{clip}", Body=b"other")
+    parameters = {"output_dir": str(set_up()), "dataset": f"s3://{BUCKET}/theirs"}
+    made = run_cells("02_local_smoke_train", parameters, stop="write-header")
+    files = {p.relative_to(made["dataset"]).as_posix() for p in made["dataset"].rglob("*.*")}
+    assert files == {"train/a/1.mp4", "train/b/2.mp4"}
+    with pytest.raises(FileNotFoundError, match="nothing lies below"):
+        run_cells("02_local_smoke_train", parameters | {"dataset": f"s3://{BUCKET}/no"})
+
+
 @pytest.mark.parametrize(
     "parameters, message",
     [
