@@ -273,7 +273,7 @@ ODD = {
     "shell": "$HOME `id` \\ & | ; * #",
     "chinese": "舉手",
     "lines": "one\ntwo",
-    "list": [1, 2.5],
+    "list": [1, "a b"],
     "flag": True,
     "rate": 1e-5,
     "dashed-name": "x",
