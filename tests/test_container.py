@@ -77,7 +77,14 @@ def notebook(tmp_path, clips_folder, monkeypatch):
 def test_the_same_job_in_a_container(notebook, local_image, capfd):
     names, run = notebook
     names["local_container"] = local_image
-    run("run-script", "artefact", "container-check", "container-trainer", "container-run")
+    run(
+        "run-script",
+        "artefact",
+        "container-lacking",
+        "container-check",
+        "container-trainer",
+        "container-run",
+    )
     log = capfd.readouterr().out
     assert "Docker answers" in log
     assert "--dataloader_num_workers 0" in log and "'eval_accuracy'" in log
@@ -100,7 +107,7 @@ def test_a_failed_job_says_why(notebook, local_image, capfd):
     names, run = notebook
     names["local_container"] = local_image
     names["flags"] += ["--epoch", "2"]
-    run("container-check", "container-trainer")
+    run("container-lacking", "container-check", "container-trainer")
     with pytest.raises(RuntimeError, match="unknown flag --epoch; did you mean --epochs") as error:
         run("container-run")
     assert str(error.value).startswith("the job in the container failed: ")
@@ -112,7 +119,7 @@ def test_a_failed_job_says_why(notebook, local_image, capfd):
 def test_an_image_that_is_not_there(notebook, local_image, capfd):
     names, run = notebook
     names["local_container"] = "no-such-image-of-videomae-tests"
-    run("container-check", "container-trainer")
+    run("container-lacking", "container-check", "container-trainer")
     with pytest.raises(RuntimeError, match="see the lines above"):
         run("container-run")
     assert "no-such-image-of-videomae-tests" in capfd.readouterr().out
@@ -135,7 +142,7 @@ def test_without_an_engine_the_notebook_says_so_and_goes_on(
         monkeypatch.setenv("DOCKER_HOST", address)
     if path:
         monkeypatch.setenv("PATH", path)
-    run("container-check", "container-trainer", "container-run")
+    run("container-lacking", "container-check", "container-trainer", "container-run")
     names["AutoModelForVideoClassification"] = names["finished"] = None
     run("container-artefact")
     said = capsys.readouterr().out

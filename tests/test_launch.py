@@ -6,12 +6,12 @@ import os
 import boto3
 import pytest
 from botocore.client import BaseClient
-from cells import run_cells
+from cells import notebook_cells, run_cells
 from conftest import ROOT
 from local_mode import aws
 from test_aws import forget_sdk_clients, free_port
 
-ACCOUNT = "123456789012"
+ACCOUNT, USE = "123456789012", "training job usage"
 BUCKET = f"sagemaker-us-east-1-{ACCOUNT}"
 KEY = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
@@ -80,8 +80,8 @@ def request_of(set_up, monkeypatch):
         home, checkpoints = json.loads((output / "run.json").read_text())["homes"][-2:]
         (sent,) = caught.value.args
         text = json.dumps(sent).replace(sent["TrainingJobName"], "JOB")
-        text = text.replace(f"s3://{BUCKET}/{checkpoints}", "CHECKPOINTS")
-        return json.loads(text.replace(f"s3://{BUCKET}/{home}", "HOME")), home
+        text = text.replace(checkpoints, "CHECKPOINTS/").replace(home, "HOME/")
+        return json.loads(text), home.removeprefix(f"s3://{BUCKET}/")
 
     return request
 
@@ -167,7 +167,7 @@ def test_the_request_with_everything(request_of, tmp_path):
     assert {tag["Key"]: tag["Value"] for tag in sent["Tags"]} == {"team": "video", "stage": "test"}
     assert sent["HyperParameters"] == {"epochs": "1", "freeze": "all_but_4"}
     bucket = boto3.resource("s3").Bucket(BUCKET)
-    uploaded = [item.Object() for item in bucket.objects.filter(Prefix=f"{home}/")]
+    uploaded = [item.Object() for item in bucket.objects.filter(Prefix=home)]
     assert any(item.key.endswith("code/train.py") for item in uploaded)
     assert {item.ssekms_key_id for item in uploaded} == {KEY}  # clips, weights and code
     (start,) = (item for item in uploaded if item.key.endswith("/sm_train.sh"))
@@ -180,16 +180,21 @@ def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
     assert sent["OutputDataConfig"]["KmsKeyId"] == KEY
 
 
-def test_several_gpus_run_under_torchrun(request_of, set_up):
-    prices, quotas = {"ml.g4dn.12xlarge": 5}, {"ml.g4dn.12xlarge for training job usage": 1}
-    output = set_up(dollars_per_hour=prices, quotas=quotas)
-    made = run_cells(
-        "03_remote_launch",
-        {"output_dir": str(output), "instance_type": "ml.g4dn.12xlarge"},
-        stop="launch",
-    )
-    assert made["gpus"] == 4
-    assert made["make_trainer"]("job", 1, {}).distributed is not None
+@pytest.mark.parametrize(
+    "instance_type, torchrun",
+    [
+        ("ml.g4dn.xlarge", False),
+        ("ml.g4dn.12xlarge", True),
+        ("ml.g6.12xlarge", True),  # which the SDK's table does not know
+        ("ml.m5.xlarge", False),
+    ],
+)
+def test_several_gpus_run_under_torchrun(set_up, instance_type, torchrun):
+    output = set_up(dollars_per_hour={instance_type: 5}, quotas={f"{instance_type} for {USE}": 1})
+    parameters = {"output_dir": str(output), "instance_type": instance_type}
+    made = run_cells("03_remote_launch", parameters, stop="launch")
+    trainer = made["make_trainer"]("job", 1, {})
+    assert (trainer.distributed is not None) == torchrun
 
 
 def test_a_warm_pool(request_of, set_up):
@@ -240,6 +245,8 @@ def test_notebook_2_fetches_clips_from_s3(set_up):
         ({"spot": True, "keep_warm": 60}, "exclude each other"),
         ({"spot": True, "max_wait": 60}, "max_wait is 60: it must be max_runtime, 3600"),
         ({"max_cost_usd": 0.5}, "above max_cost_usd = 0.5"),
+        ({"compare_nodes": [3]}, "train_batch_size 4 has no 3 equal parts"),
+        ({"compare_nodes": [4]}, "usage' is below 4"),
         ({"instance_count": 3}, "quota 'ml.g4dn.xlarge for training job usage' is below 3"),
         ({"instance_type": "ml.g5.xlarge"}, "request_quota"),
         ({"keep_warm": 60}, "quota 'ml.g4dn.xlarge for training warm pool usage' is below 1"),
@@ -258,6 +265,21 @@ def test_what_would_fail_is_refused_before_it_costs(set_up, parameters, message)
 def test_an_instance_without_a_price_is_refused(set_up):
     output = set_up(dollars_per_hour={"ml.m5.large": 0.1})
     with pytest.raises(RuntimeError, match="No price of ml.g4dn.xlarge: run 01_setup with fetch"):
+        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+
+
+def test_a_region_without_prices_says_how_to_get_them(set_up):
+    output = set_up(dollars_per_hour={})
+    with pytest.raises(RuntimeError, match="run 01_setup with fetch_prices = True"):
+        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+
+
+def test_a_run_file_of_an_earlier_version_is_named_before_anything_starts(set_up):
+    output = set_up()
+    run = json.loads((output / "run.json").read_text())
+    del run["jobs"]
+    (output / "run.json").write_text(json.dumps(run))
+    with pytest.raises(RuntimeError, match="run.json has no jobs: run 01_setup.ipynb first"):
         run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
 
 
@@ -300,3 +322,136 @@ def test_values_that_pass_the_check_arrive(set_up, tmp_path):
     arrived = dict(zip(argv[::2], argv[1::2], strict=True))
     expected = {f"--{name}": v if isinstance(v, str) else json.dumps(v) for name, v in ODD.items()}
     assert arrived == expected
+
+
+# Stopping and cleaning up -------------------------------------------------------------------------
+@pytest.fixture
+def launched(set_up, tmp_path):
+    """launched(code): notebook 3 up to its launch, for a train.py with that code, and the job."""
+
+    def start(code, **parameters):
+        (tmp_path / "train.py").write_text(code)
+        output = set_up()
+        parameters |= {"output_dir": str(output), "training_image": "my/image:1"}
+        made = run_cells("03_remote_launch", parameters, stop="launch")
+        made["code"] = made["configs"].SourceCode(source_dir=str(tmp_path), entry_script="train.py")
+        source = next(c.source for c in notebook_cells("03_remote_launch") if c.id == "launch")
+        exec(source.partition("\n\n\njob = ")[0], made)  # what the cell defines, not its launch
+        return output, made, made["launch"](made["make_trainer"]("job", 1, {}))
+
+    return start
+
+
+def cell(name, cell_id, variables):
+    source = next(c.source for c in notebook_cells(name) if c.id == cell_id)
+    exec(compile(source, f"{name}:{cell_id}", "exec"), variables)
+
+
+def cleaned(output):
+    """Notebook 4's section 7, after nothing but its first cells, as its text says."""
+    parameters = {"output_dir": str(output), "confirm_delete": True}
+    steps = {"stop": "disconnect", "skip": ("describe", "list-resources")}
+    return run_cells("04_results", parameters, **steps)
+
+
+def jobs_and_objects():
+    client, bucket = boto3.client("sagemaker"), boto3.resource("s3").Bucket(BUCKET)
+    kept = {item.key for item in bucket.objects.all()} - {"mine/train/a/1.mp4"}
+    jobs = client.list_training_jobs()["TrainingJobSummaries"]
+    return {job["TrainingJobName"] for job in jobs}, kept
+
+
+def test_a_job_is_written_down_before_it_ends_and_can_be_stopped(launched):
+    output, made, job = launched("import time\ntime.sleep(600)")
+    name = job.training_job_name
+    assert json.loads((output / "run.json").read_text())["jobs"] == [f"training-job/{name}"]
+    made["run"]["jobs"].append("training-job/video-deleted-by-hand")  # must not shield the other
+    cell("03_remote_launch", "stop", made)  # with none of section 6, as after an interruption
+    described = made["sagemaker"].describe_training_job(TrainingJobName=name)
+    assert described["TrainingJobStatus"] in ("Stopping", "Stopped")
+
+
+def test_clean_up_ends_what_runs_and_leaves_the_account_as_it_was(launched):
+    before = jobs_and_objects()
+    output, _, job = launched("import time\ntime.sleep(600)")
+    during = jobs_and_objects()
+    assert job.training_job_name in during[0] and during[1] > before[1]
+    made = cleaned(output)
+    run = json.loads((output / "run.json").read_text())
+    assert run["jobs"] == run["homes"] == [] and jobs_and_objects() == before
+    # The bucket holds clips that notebook 3 did not bring: it stays, and stays on the list.
+    assert run["created"] == [f"bucket/{BUCKET}"]
+    assert made["left"] == {f"bucket/{BUCKET}": "something else lies in it"}
+    iam = boto3.client("iam")  # the role is gone; the tests after this one need it
+    trust = json.dumps({"Version": "2012-10-17", "Statement": []})
+    iam.create_role(RoleName="SageMaker-Video-ExecutionRole", AssumeRolePolicyDocument=trust)
+
+
+def test_clean_up_after_a_failed_launch(launched):
+    output, _, job = launched("raise SystemExit(1)")
+    with pytest.raises(Exception, match="exit code: 1"):
+        job.wait(poll=1)
+    (output / "run.json").write_text(
+        json.dumps(json.loads((output / "run.json").read_text()) | {"created": []})
+    )
+    with pytest.raises(RuntimeError, match="run.json has no training_job_name"):
+        run_cells("04_results", {"output_dir": str(output)}, stop="unpack")
+    assert cleaned(output)["left"] == {}
+
+
+def test_what_s3_refuses_stays_on_the_list(set_up, monkeypatch):
+    home = f"s3://{BUCKET}/video-tutorial/refused/"
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="video-tutorial/refused/a", Body=b"a")
+    output, call = set_up(homes=[home], created=[]), BaseClient._make_api_call
+
+    def refuse(client, operation, parameters):
+        if operation == "DeleteObjects":  # as S3 answers: 200, and an error for each key
+            errors = [{"Key": "a", "Code": "AccessDenied", "Message": "Access Denied"}]
+            return {"Errors": errors, "ResponseMetadata": {}}
+        return call(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", refuse)
+    assert cleaned(output)["left"] == {home: "1 objects: AccessDenied"}
+    assert json.loads((output / "run.json").read_text())["homes"] == [home]
+
+
+def test_clean_up_touches_the_bucket_that_it_made_and_no_other(set_up):
+    s3 = boto3.client("s3")
+    for name in ("made-by-the-series", "of-the-reader"):
+        s3.create_bucket(Bucket=name)
+    s3.put_object(Bucket="made-by-the-series", Key="video-tutorial/1/a", Body=b"a")
+    homes = ["s3://made-by-the-series/video-tutorial/1/"]
+    changes = {"bucket": "of-the-reader", "created": ["bucket/made-by-the-series"]}
+    assert cleaned(set_up(homes=homes, **changes))["left"] == {}
+    left = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    assert "of-the-reader" in left and "made-by-the-series" not in left
+
+
+def test_what_aws_holds_is_not_forgotten_with_another_region(account, tmp_path):
+    run = {"region": "eu-west-1", "account": ACCOUNT, "endpoint_url": None}
+    run |= {"created": ["bucket/x"], "homes": [], "jobs": []}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    parameters = {"endpoint_url": account, "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError, match="eu-west-1 of another Region or account"):
+        run_cells("01_setup", parameters, stop="role-policy")
+    assert json.loads((tmp_path / "run.json").read_text()) == run
+
+
+def test_the_role_has_one_kind_of_permissions_at_a_time(account, tmp_path):
+    parameters = {"endpoint_url": account, "create_role": True, "role_name": "video-other"}
+    parameters["output_dir"] = str(tmp_path)
+    role = boto3.resource("iam").Role("video-other")
+    for full in (True, False, True):
+        run_cells("01_setup", parameters | {"full_access": full}, stop="bucket")
+        assert [p.name for p in role.policies.all()] == ([] if full else ["video-tutorial"])
+        assert len(list(role.attached_policies.all())) == full
+
+
+def test_fetched_prices_add_up(account, tmp_path):
+    run = {"region": "us-east-1", "account": ACCOUNT, "endpoint_url": account}
+    run["dollars_per_hour"] = {"ml.x": 3.0}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    parameters = {"endpoint_url": account, "create_role": True, "output_dir": str(tmp_path)}
+    made = run_cells("01_setup", parameters)
+    assert made["run"]["dollars_per_hour"]["ml.x"] == 3.0
+    assert made["run"]["dollars_per_hour"]["ml.g4dn.xlarge"] > 0

@@ -965,11 +965,13 @@ def extend_moto(server):
         results = [{"EvalActionName": action, "EvalDecision": "allowed"} for action in actions]
         return ActionResult({"EvaluationResults": results, "IsTruncated": False})
 
-    @answers(ServiceQuotasResponse)
-    def list_service_quotas(self):
+    def list_quotas(self):  # nothing was changed here: the defaults are what applies
         if json.loads(self.body)["ServiceCode"] != "sagemaker":
             raise NoSuchResource
         return json.dumps({"Quotas": list(quotas(self.region))})
+
+    ServiceQuotasResponse.list_service_quotas = list_quotas
+    ServiceQuotasResponse.list_aws_default_service_quotas = list_quotas
 
     of_moto = ServiceQuotasResponse.get_service_quota
 
