@@ -158,8 +158,15 @@ def s3_needs(response, action, resource):
         if name in query:
             action = ("Get" if response.method == "GET" else "Put") + what
     if action == "DeleteObject" and response.method == "POST":  # several keys at once
-        keys = re.findall(r"<Key>(.*?)</Key>", response.raw_body.decode())
-        return [(f"s3:{action}", f"{resource}/{key}", {}) for key in keys]
+        objects = re.findall(r"<Object>(.*?)</Object>", response.raw_body.decode(), re.DOTALL)
+        return [
+            (
+                "s3:DeleteObjectVersion" if "<VersionId>" in item else "s3:DeleteObject",
+                f"{resource}/{re.search('<Key>(.*?)</Key>', item)[1]}",
+                {},
+            )
+            for item in objects
+        ]
     action = {"HeadBucket": "ListBucket"}.get(action, action)
     context = {"s3:prefix": query["prefix"][0]} if "prefix" in query else {}
     return [(f"s3:{action}", resource, context)]
