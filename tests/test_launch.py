@@ -283,6 +283,12 @@ def test_a_run_file_of_an_earlier_version_is_named_before_anything_starts(set_up
         run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
 
 
+def test_notebook_3_before_notebook_2_says_so(set_up):
+    output = set_up(dataset=None)  # as notebook 1 leaves it
+    with pytest.raises(RuntimeError, match="no dataset: run 02_local_smoke_train.ipynb first"):
+        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+
+
 def test_unreadable_quotas_are_no_obstacle(set_up, capsys):
     output = set_up(quotas=None)
     run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
