@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 HERE = Path(__file__).resolve().parent
+VERSION = ".".join(map(str, sys.version_info[:3]))
 
 
 def arguments():
@@ -75,6 +77,8 @@ def failed_cell(executed):
 
 
 def main():
+    if not hasattr(tarfile, "data_filter"):
+        return f"Python 3.11.4 or newer is needed, to unpack archives safely; this is {VERSION}"
     args = arguments()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     output = args.output_dir.resolve()

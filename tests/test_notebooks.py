@@ -188,6 +188,18 @@ def test_wrong_calls_are_named(tmp_path, arguments, text, message):
     assert result.returncode != 0 and message in result.stderr
 
 
+def test_a_python_that_cannot_unpack_safely_is_refused_at_once(monkeypatch):
+    """As the 3.11.2 of Debian 12, which was seen to fail in the last notebook."""
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    import run_all as series
+    from cells import run_cell
+
+    monkeypatch.delattr("tarfile.data_filter")
+    assert series.main().startswith("Python 3.11.4 or newer is needed")
+    with pytest.raises(RuntimeError, match="3.11.4 or newer unpacks safely"):
+        run_cell("01_setup", "versions")
+
+
 def test_local_parameters_are_known_and_change_values_only():
     sys.path.insert(0, str(ROOT / "notebooks"))
     import run_all as series
