@@ -453,11 +453,11 @@ def test_the_role_has_one_kind_of_permissions_at_a_time(account, tmp_path):
         assert len(list(role.attached_policies.all())) == full
 
 
-def test_fetched_prices_add_up(account, tmp_path):
+def test_fetched_prices_add_up_and_win_over_the_table(account, tmp_path):
     run = {"region": "us-east-1", "account": ACCOUNT, "endpoint_url": account}
-    run["dollars_per_hour"] = {"ml.x": 3.0}
+    run["fetched_prices"] = {"ml.x": [3.0, "2026-11-01"], "ml.m5.large": [9.0, "2026-11-01"]}
     (tmp_path / "run.json").write_text(json.dumps(run))
     parameters = {"endpoint_url": account, "create_role": True, "output_dir": str(tmp_path)}
-    made = run_cells("01_setup", parameters)
-    assert made["run"]["dollars_per_hour"]["ml.x"] == 3.0
-    assert made["run"]["dollars_per_hour"]["ml.g4dn.xlarge"] > 0
+    prices = run_cells("01_setup", parameters)["run"]["dollars_per_hour"]
+    assert prices["ml.x"] == 3.0 and prices["ml.m5.large"] == 9.0
+    assert 0 < prices["ml.g4dn.xlarge"] < 1  # of the table
