@@ -3,6 +3,7 @@
     python notebooks/run_all.py                         # the embedded default: no AWS account
     python notebooks/run_all.py --only 02               # one notebook
     python notebooks/run_all.py --parameters my.yaml    # your own, for example your AWS account
+    python notebooks/run_all.py --refresh-gallery       # and renew the README's pictures
 
 Each notebook is executed by papermill with those of the parameters that it has. The first failure
 ends the series: it names notebook, cell and error, and the exit code is 1.
@@ -22,6 +23,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 VERSION = ".".join(map(str, sys.version_info[:3]))
@@ -36,6 +38,7 @@ def arguments():
         "--parameters", type=Path, default=embedded, metavar="FILE", help="YAML, as papermill -f"
     )
     parser.add_argument("--only", nargs="+", default=[""], metavar="NN", help="such as: 02 03")
+    parser.add_argument("--refresh-gallery", action="store_true", help="renew notebooks/images")
     parser.add_argument("--output-dir", type=Path, default=HERE / "outputs", metavar="FOLDER")
     return parser.parse_args()
 
@@ -76,6 +79,18 @@ def failed_cell(executed):
     return next((c.id for c in cells if c.metadata.get("papermill", {}).get("exception")), "?")
 
 
+def refresh_gallery(pictures, gallery):
+    """Renews each PNG of `gallery` from its namesake in `pictures`, in 128 colours: small files.
+
+    Raises FileNotFoundError if the series made no such picture.
+    """
+    for image in sorted(gallery.glob("*.png")):
+        with Image.open(pictures / image.name) as picture:
+            small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(image, optimize=True)
+        print(f"  {image.name:20} {image.stat().st_size / 1000:.0f} kB")
+
+
 def main():
     if not hasattr(tarfile, "data_filter"):
         return f"Python 3.11.4 or newer is needed, to unpack archives safely; this is {VERSION}"
@@ -105,6 +120,9 @@ def main():
             print(f"FAILED: {notebook.name}\n  the kernel died, most often for want of memory")
             return 1
         print(f"      {time.monotonic() - start:.0f} s", flush=True)
+    if args.refresh_gallery:
+        print("\nThe README's pictures:")
+        refresh_gallery(output / "pictures", HERE / "images")
     print("\nDone.")
     for what, folder in {
         "executed notebooks": "executed", "the same as HTML": "html",

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from datetime import timedelta
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def keys(prefix):
     return [item["Key"] for item in listing.get("Contents", [])]
 
 
-def run(name, code, **request):
+def run(name, code, more_metrics=(), **request):
     """Create a training job that is one Python text: the request without the SDK."""
     request = {
         "TrainingJobName": name,
@@ -86,7 +87,7 @@ def run(name, code, **request):
             "TrainingImage": "none",
             "TrainingInputMode": "File",
             "ContainerEntrypoint": ["python3", "-u", "-c", textwrap.dedent(code)],
-            "MetricDefinitions": [{"Name": "loss", "Regex": r"loss=(\S+)"}],
+            "MetricDefinitions": [{"Name": "loss", "Regex": r"loss=(\S+)"}, *more_metrics],
         },
         "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
         "ResourceConfig": {
@@ -450,6 +451,32 @@ def test_logs_metrics_and_exit_code(port):
     assert max(map(len, lines)) <= 256 * 1024
     assert sum(line.count("x") for line in lines) == 300_000
     assert lines[-1] == "no newline at the end"
+
+
+def test_metrics_in_the_log_reach_cloudwatch_under_the_job_s_name(port):
+    code = "print(*[f'loss={x}' for x in [0.5, 2, 'nan', 0.75]], *range(2000), sep='\\n')"
+    many = {"Name": "count", "Regex": r"^(\d+)$"}
+    for name in ("measured", "measured-too"):
+        run(name, code, more_metrics=[many])
+    answers = {name: finish(name) for name in ("measured", "measured-too")}
+    start, end = answers["measured"]["CreationTime"], answers["measured"]["TrainingEndTime"]
+    mine = [{"Name": "TrainingJobName", "Value": "measured"}]
+    found = {}
+    for name, stat in [
+        ("loss", "Minimum"),
+        ("loss", "Maximum"),
+        ("loss", "SampleCount"),
+        ("count", "SampleCount"),
+    ]:
+        metric = {"Namespace": "/aws/sagemaker/TrainingJobs", "MetricName": name}
+        stated = {"Metric": metric | {"Dimensions": mine}, "Period": 3600, "Stat": stat}
+        answer = boto3.client("cloudwatch").get_metric_data(
+            MetricDataQueries=[{"Id": "m", "MetricStat": stated}],
+            StartTime=start - timedelta(seconds=1),
+            EndTime=end + timedelta(seconds=1),
+        )
+        (found[name, stat],) = answer["MetricDataResults"][0]["Values"]
+    assert list(found.values()) == [0.5, 2, 3, 2000]
 
 
 def test_a_long_failure_is_cut(port):

@@ -200,6 +200,72 @@ def test_contact_sheet_names_what_is_wrong(folder, tmp_path):
         clips.contact_sheet(tmp_path)
 
 
+# ---- A long video
+
+SMALL = {"seconds": 40, "width": 64, "height": 48}
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_the_truth_about_a_long_video_is_what_was_drawn(tmp_path, monkeypatch, seed):
+    """By the shoulder's angle, frame by frame, as it came to the function that draws a person."""
+    angles, draw_person = [], clips.draw_person
+
+    def watched(draw, waist, k, arms, *rest):
+        angles.append([*arms.values()][-1][0])  # the acting arm is drawn last
+        draw_person(draw, waist, k, arms, *rest)
+
+    monkeypatch.setattr(clips, "draw_person", watched)
+    truth = clips.draw_long_video(tmp_path / "v.mp4", seed, **SMALL)
+    angles, times = np.array(angles), np.arange(40 * 25) / 25
+    assert len(angles) == len(times)
+    # Only a hand that is raised goes so high, one time in each interval.
+    up = times[1:][(angles[:-1] <= 110) & (110 < angles[1:])]
+    assert len(truth) == len(up) >= 3
+    assert all(start < moment < end for (start, end), moment in zip(truth, up, strict=True))
+    for start, end in truth:
+        low, high = np.interp([start, end], times, angles)
+        assert low < 25 and high > 120
+        inside = (start <= times) & (times <= end)
+        half = times[inside][angles[inside] > (low + high) / 2][0]
+        assert abs((half - start) / (end - start) - 0.5) < 0.06  # else the interval is shifted
+
+
+def test_the_truth_is_in_order_and_inside(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "write_video", lambda *_: None)
+    cut = 0
+    for seed, seconds in [(seed, seconds) for seed in range(12) for seconds in (31.7, 300)]:
+        truth = clips.draw_long_video(tmp_path / "v.mp4", seed, seconds)
+        ends = [0, *np.ravel(truth), seconds]
+        assert ends == sorted(ends) and len(truth) > seconds / 50
+        assert all(0.4 < end - start < 2.5 for start, end in truth[:-1])
+        cut += truth[-1][1] == seconds
+    assert cut  # of these videos, some end while a hand is on its way
+
+
+def test_a_long_video_is_one_scene_that_its_seed_decides(tmp_path):
+    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
+    truths = [clips.draw_long_video(p, s, **SMALL) for p, s in zip(paths, (1, 1, 2), strict=True)]
+    assert paths[0].read_bytes() == paths[1].read_bytes() and truths[0] == truths[1]
+    assert paths[0].read_bytes() != paths[2].read_bytes() and truths[0] != truths[2]
+    with av.open(str(paths[0])) as one, av.open(str(paths[2])) as two:
+        frames, others = (
+            np.stack([f.to_ndarray(format="rgb24") for f in c.decode(video=0)]).astype(np.int16)
+            for c in (one, two)
+        )
+        assert one.streams.video[0].average_rate == 25
+    assert frames.shape == (40 * 25, 48, 64, 3)
+    steps = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
+    assert steps.max() < 0.3 * np.abs(frames - others).mean((1, 2, 3)).min()  # no cut
+
+
+def test_wrong_arguments_of_a_long_video_are_named(tmp_path):
+    for bad in ({"seconds": 0}, {"rate": 0}, {"width": 65}, {"height": 47}, {"height": 8}):
+        (value,) = bad.values()
+        with pytest.raises(ValueError, match=f"^a video of .*{value}[^\n]*even sides"):
+            clips.draw_long_video(tmp_path / "v.mp4", 0, **bad)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="juggling.*raising_hand"):
         clips.draw_clip("juggling", 0, 64, 48, 9)

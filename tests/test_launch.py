@@ -354,7 +354,7 @@ def cell(name, cell_id, variables):
 
 
 def cleaned(output):
-    """Notebook 4's section 7, after nothing but its first cells, as its text says."""
+    """Notebook 4's section 9, after nothing but its first cells, as its text says."""
     parameters = {"output_dir": str(output), "confirm_delete": True}
     steps = {"stop": "disconnect", "skip": ("describe", "list-resources")}
     return run_cells("04_results", parameters, **steps)

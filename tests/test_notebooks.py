@@ -89,15 +89,18 @@ def test_relative_links_lead_somewhere(path):
             assert (path.parent / unquote(target)).exists(), target
 
 
-def test_the_script_that_notebook_2_writes_is_the_committed_one():
+@pytest.mark.parametrize(
+    "notebook, script", [("02_local_smoke_train", "train.py"), ("04_results", "inference.py")]
+)
+def test_the_script_that_a_notebook_writes_is_the_committed_one(notebook, script):
     written = b""
-    for cell in cells(ROOT / "notebooks" / "02_local_smoke_train.ipynb", "code"):
+    for cell in cells(ROOT / "notebooks" / f"{notebook}.ipynb", "code"):
         first, _, body = cell.source.partition("\n")
         if first.startswith("%%writefile"):
-            assert first.split()[-1] == "../scripts/train.py"
+            assert first.split()[-1] == f"../scripts/{script}"
             assert ("-a" in first) == bool(written)
             written += body.encode() + b"\n"
-    assert written == (ROOT / "scripts" / "train.py").read_bytes()
+    assert written == (ROOT / "scripts" / script).read_bytes()
 
 
 def test_the_job_installs_what_the_reader_has():
@@ -106,7 +109,8 @@ def test_the_job_installs_what_the_reader_has():
         return {line for line in lines if line and not line.startswith("#")}
 
     assert pins("scripts/requirements.txt") < pins("requirements.txt")
-    assert [line for line in pins("requirements.txt") if line.startswith("torch")] == ["torch>=2.6"]
+    torch = [line for line in pins("requirements.txt") if re.match(r"torch\b", line)]
+    assert torch == ["torch>=2.6"]
     assert "torch" not in {re.split("[=<>;]", line)[0] for line in pins("scripts/requirements.txt")}
 
 
@@ -214,3 +218,30 @@ def test_paths_in_the_readme_exist():
     named = re.findall(r"`((?:notebooks|scripts|tests)/[\w./]+)`", (ROOT / "README.md").read_text())
     assert named and all((ROOT / name).exists() for name in named)
     assert Path(ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
+
+
+def test_the_readmes_pictures_are_small_and_made_by_the_series():
+    folder = ROOT / "notebooks" / "images"
+    shown = set(re.findall(r"\(notebooks/images/([\w.]+)\)", (ROOT / "README.md").read_text()))
+    assert shown == {path.name for path in folder.iterdir()}  # none is missing, none is idle
+    made = "".join(source(path) for path in NOTEBOOKS)
+    for name in shown:
+        assert f'"pictures" / "{name}"' in made, f"no notebook saves {name}"
+        assert (folder / name).stat().st_size < 150_000, name
+
+
+def test_the_gallery_is_refreshed_from_the_series(tmp_path):
+    from PIL import Image
+
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    import run_all as series
+
+    for folder, colour in {"pictures": "red", "gallery": "blue"}.items():
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), colour).save(tmp_path / folder / "curves.png")
+    series.refresh_gallery(tmp_path / "pictures", tmp_path / "gallery")
+    with Image.open(tmp_path / "gallery" / "curves.png") as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    (tmp_path / "pictures" / "curves.png").unlink()
+    with pytest.raises(FileNotFoundError, match="curves.png"):
+        series.refresh_gallery(tmp_path / "pictures", tmp_path / "gallery")

@@ -51,11 +51,11 @@ NOT_MADE_HERE = {
         # AWS's list of what CreateTrainingJob needs, and the SDK's own policy for training
         ("s3:GetBucketLocation", BUCKET_ARN, {}),
         ("logs:DescribeLogStreams", f"{LOGS}/TrainingJobs:log-stream:", {}),
-        ("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "/aws/sagemaker/TrainingJobs"}),
         ("ecr:GetAuthorizationToken", "*", {}),
         ("ecr:BatchCheckLayerAvailability", REPOSITORY, {}),
         ("ecr:BatchGetImage", REPOSITORY, {}),
         ("ecr:GetDownloadUrlForLayer", REPOSITORY, {}),
+        ("ecr:GetDownloadUrlForLayer", REPOSITORY.replace("training", "inference"), {}),
     ],
     "caller_policy": [
         # the role with AmazonSageMakerFullAccess instead of a policy of its own (full_access)
@@ -83,6 +83,7 @@ NOT_MADE_HERE = {
         ("sagemaker:DescribeProcessingJob", PROCESSING, {}),
         ("sagemaker:StopProcessingJob", PROCESSING, {}),
         ("sagemaker:DeleteProcessingJob", PROCESSING, {}),
+        ("sagemaker:StopTransformJob", f"{JOBS}:transform-job/video-1", {}),
         ("logs:DeleteLogStream", f"{LOGS}/TrainingJobs:log-stream:video-1/algo-1-1", {}),
         # quota and price
         (
@@ -185,6 +186,12 @@ def belongings(session):
     return {
         "buckets": [bucket["Name"] for bucket in session.client("s3").list_buckets()["Buckets"]],
         "roles": [role["RoleName"] for role in session.client("iam").list_roles()["Roles"]],
+        "models": sagemaker.list_models()["Models"],
+        "endpoint configurations": sagemaker.list_endpoint_configs()["EndpointConfigs"],
+        "endpoints": sagemaker.list_endpoints()["Endpoints"],
+        "log groups of endpoints": logs.describe_log_groups(
+            logGroupNamePrefix="/aws/sagemaker/Endpoints/"
+        )["logGroups"],
         "training jobs": sagemaker.list_training_jobs()["TrainingJobSummaries"],
         "processing jobs": sagemaker.list_processing_jobs()["ProcessingJobSummaries"],
         "log streams": streams,
@@ -198,7 +205,8 @@ def series(account, clips_folder, tmp_path_factory):
     embedded = yaml.safe_load((NOTEBOOKS / "local_mode/parameters.yaml").read_text())
     parameters = embedded | {"endpoint_url": url, "output_dir": str(output)}
     parameters |= {"baseline_frames": [0], "baseline_clips": 4, "compare_nodes": []}
-    parameters |= {"request_quota": 3, "prepare_instances": 2}
+    parameters |= {"views_clips": 1, "saliency_clips": 1}
+    parameters |= {"request_quota": 3, "prepare_instances": 2, "deploy": True, "transform": True}
     parameters["hyperparameters"] = embedded["hyperparameters"] | {"epochs": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(NOTEBOOKS)
@@ -239,6 +247,9 @@ def test_the_series_runs_under_the_policies(series):
     assert {"sagemaker:CreateTrainingJob", "iam:PassRole", "s3:DeleteObjectVersion"} <= {
         action for action, *_ in series["caller_policy"]
     }
+    assert {"sagemaker:CreateEndpoint", "sagemaker:CreateTransformJob"} <= {
+        action for action, *_ in series["caller_policy"]
+    }
     assert {"s3:GetObject", "s3:PutObject", "logs:PutLogEvents"} <= {
         action for action, *_ in series["execution_policy"]
     }
@@ -246,7 +257,8 @@ def test_the_series_runs_under_the_policies(series):
 
 def test_the_account_is_as_empty_after_as_before(series):
     before, between, after = series["belongings"]
-    assert all(between.values()), "the series made one of each"
+    first = ("buckets", "roles", "training jobs", "processing jobs", "log streams")
+    assert all(between[kind] for kind in first), "notebooks 1 and 3 made one of each"
     assert after == before
 
 
@@ -380,7 +392,21 @@ FORBIDDEN = [  # who, action, client, its method, arguments
         "sagemaker:CreateEndpoint",
         "sagemaker",
         "create_endpoint",
-        {"EndpointName": "video-1", "EndpointConfigName": "c"},
+        {"EndpointName": "somebody-elses", "EndpointConfigName": "video-1"},
+    ),
+    (
+        "caller",
+        "sagemaker:InvokeEndpointAsync",
+        "sagemaker-runtime",
+        "invoke_endpoint_async",
+        {"EndpointName": "somebody-elses", "InputLocation": f"s3://{BUCKET}/{KEY}"},
+    ),
+    (
+        "caller",
+        "logs:DeleteLogGroup",
+        "logs",
+        "delete_log_group",
+        {"logGroupName": "/aws/sagemaker/Endpoints/somebody-elses"},
     ),
     (
         "caller",
@@ -485,7 +511,7 @@ def test_full_access_is_wider():
         ("s3:DeleteObject", f"{BUCKET_ARN}/other-project/a", {}),
         ("iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/Admins", passing),
         ("sagemaker:StopTrainingJob", f"{JOBS}:training-job/somebody-elses", {}),
-        ("sagemaker:CreateEndpoint", f"{JOBS}:endpoint/video-1", {}),
+        ("sagemaker:CreateEndpoint", f"{JOBS}:endpoint/somebody-elses", {}),
         ("sagemaker:CreateNotebookInstance", f"{JOBS}:notebook-instance/n", {}),
     ]:
         assert is_allowed(full["Statement"], action, resource, context), action

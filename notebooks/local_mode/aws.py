@@ -1,15 +1,16 @@
 """An AWS account on this machine, so that the notebooks run without one.
 
-It is moto (S3, IAM, STS, CloudWatch Logs, SageMaker, ...) as a server on 127.0.0.1, extended where
-moto stops short: training and processing jobs really run, by the request's own entry point, without
-Docker and without root; they can be stopped, interrupted and deleted; SageMaker's quotas are
-answered, and bite.
+It is moto (S3, IAM, STS, CloudWatch, SageMaker, ...) as a server on 127.0.0.1, extended where moto
+stops short: training and processing jobs really run, by the request's own entry point, without
+Docker and without root; they can be stopped, interrupted and deleted; the metrics that their logs
+show reach CloudWatch; endpoints and batch transform jobs answer (endpoints.py); SageMaker's quotas
+are answered, and bite.
 
     python notebooks/local_mode/aws.py start        # and: status, stop, interrupt JOB
 
 The account lives in the server's memory: buckets, roles, jobs and logs are gone when it stops.
 The server outlives the notebook that started it. Its one folder, <temp>/embedded-aws-<uid>-<port>,
-holds `pid`, `server.log`, `jobs/<job>/<host>/` and `processing_jobs/<job>/<host>/`, laid out as a
+holds `pid`, `server.log`, and for each job, host and endpoint a folder that is laid out as a
 container's /opt/ml; `stop` deletes it.
 
 Spot weather: a managed-spot job that keeps checkpoints loses its instances once, or as often as
@@ -253,8 +254,10 @@ class Job:
         self.region, self.credentials = session.region_name, session.get_credentials()
         self.s3 = session.client("s3", endpoint_url=server.url)
         self.logs = session.client("logs", endpoint_url=server.url)
+        self.cloudwatch = session.client("cloudwatch", endpoint_url=server.url)
         self.wants_stop, self.interrupted = threading.Event(), threading.Event()
-        self.processes, self.events, self.metrics, self.transitions = [], [], {}, []
+        self.processes, self.events, self.transitions = [], [], []
+        self.metrics, self.points = {}, []  # the last value of each, and what is not sent yet
         self.patterns, self.variables, self.interruptions_to_come = {}, {}, 0
         self.log_group = f"/aws/sagemaker/{self.kind}Jobs"
         self.status, self.failure_reason = "InProgress", None
@@ -417,13 +420,7 @@ class Job:
         command = command + (self.specification.get("ContainerArguments") or [])
         requested = self.request.get("Environment") or {}
         environment = {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": self.credentials.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.credentials.secret_key,
-            "AWS_SESSION_TOKEN": self.credentials.token or "",
-            "AWS_REGION": self.region,
-            "AWS_DEFAULT_REGION": self.region,
-            "PYTHONUNBUFFERED": "1",  # as in the images: lines reach the log when printed
+            **account_environment(self.credentials, self.region),
             "GLOO_SOCKET_IFNAME": LOOPBACK,
             "PET_MASTER_PORT": str(master_port),  # torchrun's default is one for all jobs
             **self.variables,
@@ -499,9 +496,10 @@ class Job:
                     with contextlib.suppress(ValueError, IndexError):
                         value = {"MetricName": name, "Value": float(found[1]), "Timestamp": now()}
                         self.metrics[name] = value
+                        self.points += [value] if math.isfinite(value["Value"]) else []
 
     def send_logs(self):
-        """Send the lines collected so far to CloudWatch Logs."""
+        """Send the lines collected so far to CloudWatch Logs, and their metrics to CloudWatch."""
         count, streams = len(self.events), {}
         for stream, moment, text in self.events[:count]:
             streams.setdefault(stream, []).append({"timestamp": moment, "message": text})
@@ -510,6 +508,11 @@ class Job:
             for i in range(0, len(events), 1000):
                 place = {"logGroupName": self.log_group, "logStreamName": stream}
                 self.logs.put_log_events(**place, logEvents=events[i : i + 1000])
+        count, mine = len(self.points), [{"Name": f"{self.kind}JobName", "Value": self.name}]
+        for i in range(0, count, 1000):  # what one request may hold
+            data = [point | {"Dimensions": mine} for point in self.points[: min(1000, count - i)]]
+            self.cloudwatch.put_metric_data(Namespace=self.log_group, MetricData=data)
+            del self.points[: len(data)]
 
     def download(self, bucket, key, path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -751,6 +754,19 @@ def now():
     return datetime.now(UTC)
 
 
+def account_environment(credentials, region):
+    """The environment of a process that acts in the account, with the credentials of its role."""
+    return {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": credentials.access_key,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+        "AWS_SESSION_TOKEN": credentials.token or "",
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "PYTHONUNBUFFERED": "1",  # as in the images: lines reach the log when printed
+    }
+
+
 def mapped(text, root):
     return text.replace("/opt/ml", str(root))
 
@@ -794,6 +810,7 @@ def quotas(region):
     limits = {"ml.g4dn.xlarge": 2.0, "ml.g5.xlarge": 0.0, "ml.g6.xlarge": 0.0}
     limits |= {"ml.m5.large": 20.0, "ml.m5.xlarge": 20.0}
     uses = {"training job usage": 1, "spot training job usage": 1, "processing job usage": 1}
+    uses |= {"endpoint usage": 1, "transform job usage": 1}
     uses["training warm pool usage"] = 0
     for name, value in [(f"{i} for {u}", limits[i] * uses[u]) for i in limits for u in uses]:
         code = "L-" + hashlib.sha256(name.encode()).hexdigest()[:8].upper()
@@ -826,6 +843,9 @@ class Server:
         from werkzeug.serving import make_server
 
         extend_moto(self)
+        import endpoints
+
+        endpoints.extend_moto(self)
         if self.enforce:
             import permissions
 
@@ -834,8 +854,8 @@ class Server:
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         handler = app.MotoRequestHandler
         server = make_server("127.0.0.1", self.port, self.answer, True, request_handler=handler)
-        for kind in (TrainingJob, ProcessingJob):
-            shutil.rmtree(self.state / kind.folder_name, ignore_errors=True)
+        for name in ("jobs", "processing_jobs", "transform_jobs", "endpoints"):
+            shutil.rmtree(self.state / name, ignore_errors=True)
         server.serve_forever()
 
     def session(self, role_arn, region):
@@ -1045,4 +1065,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.modules["aws"] = sys.modules["__main__"]  # endpoints.py imports from here
     sys.exit(main())

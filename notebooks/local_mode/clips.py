@@ -16,6 +16,8 @@ import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -87,7 +89,8 @@ def ramp(t, start, duration):
 def movement(action, t, rng):
     """Angles in degrees over t in [0, 1]: (shoulder, elbow) of the acting and of the other arm.
 
-    Shoulder: 0 hangs down, 90 is level, 180 is straight up. Elbow: 0 is straight.
+    Shoulder: 0 hangs down, 90 is level, 180 is straight up. Elbow: 0 is straight. The third value
+    is when an action with a beginning and an end, such as raising the hand, takes place: (t, t).
     """
     swing = np.sin(2 * np.pi * (rng.uniform(1.5, 3.5) * t + rng.random()))
     low, high = rng.uniform(4, 24), rng.uniform(122, 170)
@@ -106,7 +109,7 @@ def movement(action, t, rng):
     if action in (POSITIVE, "lowering", "half_raise", "half_lower"):
         shoulder = low + (high - low) * up + 3 * swing
         elbow = low_bend + (high_bend - low_bend) * up + bulge * np.sin(np.pi * up)
-        return (shoulder, elbow), other
+        return (shoulder, elbow), other, (start, start + duration)
     arm = {
         "held_up": (high + 3 * swing, high_bend + 4 * swing),
         "wave_high": (high - 4 + 8 * swing, 30 + 26 * swing),
@@ -119,7 +122,8 @@ def movement(action, t, rng):
     }.get(action, (low + 2 * swing, low_bend + 3 * swing))  # idle, crouch
     if action in ("both_wave", "clap"):
         other = arm
-    return arm, (low - 12 * swing, other[1]) if action == "walk" else other
+    other = (low - 12 * swing, other[1]) if action == "walk" else other
+    return arm, other, (start, start + duration)
 
 
 def draw_background(rng, width, height):
@@ -208,18 +212,33 @@ def draw_clip(action, seed, width, height, frames, person=None):
     if person is None:
         person = appearance(int(rng.integers(2**31)), "drawn", 0)
     t = np.linspace(0, 1, frames)
+    crouch = np.sin(np.pi * ramp(t, 0.1, 0.8)) if action == "crouch" else 0 * t
+    arms = partial(movement, action, t)
+    pictures = draw_scene(rng, person, width, height, t, arms, t - 0.5, action == "walk", crouch)
+    video, mask = (np.stack(part) for part in zip(*pictures, strict=True))
+    return video, mask
+
+
+def draw_scene(rng, person, width, height, t, movement, across, walks, crouch):
+    """Yields one (frame, mask), as draw_clip describes them, for each moment in `t` [frames].
+
+    Everything random comes from `rng`, in this order: the room, movement(rng), the rest. `t` runs
+    from 0 to 1 in the time of a clip, and may run on. `movement(rng)` returns as movement does.
+    `across` [frames], -0.5 to 0.5: the way of a person who walks, as some do even if not `walks`.
+    `crouch` [frames]: 0 upright to 1.
+    """
+    frames = len(t)
     wide, high = width * SCALE, height * SCALE
     square = min(wide, high)
     margin = int(0.06 * square)
     room = draw_background(rng, wide + 2 * margin, high + 2 * margin)
 
-    side, arms = rng.choice([-1, 1]), movement(action, t, rng)
+    side, (*arms, _) = rng.choice([-1, 1]), movement(rng)
     k = square * rng.uniform(0.35, 0.52)  # from the full figure to the waist up
-    walking = action == "walk" or rng.random() < 0.15
+    walking = walks or rng.random() < 0.15
     freedom = max(0.04 * square, 0.48 * square - 0.9 * k)  # sideways, with the arm in the square
-    path = rng.uniform(-1, 1) * (t - 0.5 if walking else 0 * t)
+    path = rng.uniform(-1, 1) * (across if walking else 0 * t)
     x = wide / 2 + freedom * (0.6 * rng.uniform(-1, 1) + 0.8 * path)
-    crouch = np.sin(np.pi * ramp(t, 0.1, 0.8)) if action == "crouch" else 0 * t
     y = (high - square) / 2 + 1.2 * k + square * rng.uniform(0.01, 0.1) + 0.3 * k * crouch
     steps = np.sin(2 * np.pi * (rng.uniform(1, 2.5) * t + rng.random()))
     stride = 2 + (20 if walking else 1) * steps
@@ -237,8 +256,6 @@ def draw_clip(action, seed, width, height, frames, person=None):
     noise = rng.normal(0, grain, (height + 16, width + 16, 3)).astype(np.float32)
     shifts = rng.integers(0, 17, (frames, 2))
 
-    video = np.empty((frames, height, width, 3), np.uint8)
-    mask = np.empty((frames, height, width), np.uint8)
     for i in range(frames):
         dx, dy = shake[:, i]
         figure = Image.new("L", (wide, high))
@@ -247,7 +264,7 @@ def draw_clip(action, seed, width, height, frames, person=None):
         draw_person(ImageDraw.Draw(figure), np.array([x[i] - dx, y[i] - dy]), k, pose, lean,
                     stride[i], crouch[i])  # fmt: skip
         numbers = np.asarray(figure)[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE]
-        mask[i] = (numbers > 0).astype(np.uint8) + (numbers > RAISED)
+        mask = (numbers > 0).astype(np.uint8) + (numbers > RAISED)
         frame = room.crop((margin + dx, margin + dy, margin + dx + wide, margin + dy + high))
         stencil = figure.point([0] + [255] * 255)
         figure.putpalette(palette)
@@ -255,8 +272,7 @@ def draw_clip(action, seed, width, height, frames, person=None):
         row, column = shifts[i]
         light = np.asarray(frame.reduce(SCALE), np.float32) * gain
         light += noise[row : row + height, column : column + width]
-        video[i] = light.clip(0, 255)
-    return video, mask
+        yield light.clip(0, 255).astype(np.uint8), mask
 
 
 # Without mbtree=0, x264 gives small frames other bits from run to run.
@@ -264,14 +280,82 @@ H264 = {"crf": "20", "preset": "fast", "x264-params": "mbtree=0"}
 
 
 def write_video(path, video, rate, codec="libx264", options=H264):
-    """Write uint8 [frames, height, width, 3], even sizes, as H.264 at `rate` frames per second."""
+    """Write uint8 [frames, height, width, 3], even sizes, as H.264 at `rate` frames per second.
+
+    video: an array, or any iterable of frames, which are written as they come.
+    """
+    video = iter(video)
+    first = next(video)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
         stream.codec_context.thread_count = 1
-        for frame in video:
+        for frame in chain([first], video):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+# A long video: what may come after what. A hand that is up comes down again. Nobody scratches: in
+# no clip does an arm go there, so that a model cannot know what the way there is called.
+FOLLOWERS = {
+    "idle": (POSITIVE, POSITIVE, "wave_low", "point"), "wave_low": (POSITIVE, "idle"),
+    "point": ("idle",), POSITIVE: ("held_up", "wave_high", "lowering"),
+    "held_up": ("wave_high", "lowering"), "wave_high": ("held_up", "lowering"),
+    "lowering": ("idle", "wave_low", "point"),
+}  # fmt: skip
+JOIN = 0.5  # seconds in which the arms go over from one action to the next
+
+
+def script(seconds, rng):
+    """What happens in a long video: [(action, start, end)] in seconds, from 0 to beyond its end."""
+    action, end, scenes = "idle", 0.0, []
+    while end < seconds:
+        start, end = end, end + rng.uniform(*SECONDS)
+        scenes.append((action, start, end))
+        action = str(rng.choice(FOLLOWERS[action]))
+    return scenes
+
+
+def movements(scenes, t, rng):
+    """As movement, for a script: each action as in a clip, each going over into the next.
+
+    The third value is a list: when each action takes place, in seconds; `t` is in seconds too.
+    """
+    angles, spans, before = 0, [], 0
+    for action, start, end in scenes:
+        length = end - start
+        *arms, span = movement(action, ((t - start) / length).clip(0, 1), rng)
+        arms = np.stack([np.broadcast_to(angle, t.shape) for arm in arms for angle in arm])
+        blend = ramp(t, start - JOIN / 2, JOIN) if spans else 1
+        angles, before = angles + blend * (arms - before), arms
+        spans.append(tuple(start + length * float(np.clip(moment, 0, 1)) for moment in span))
+    return angles[:2], angles[2:], spans
+
+
+def draw_long_video(path, seed, seconds=60, width=150, height=112, rate=25, person=None):
+    """Draw one person who goes from action to action without a break, and write the video.
+
+    The room, the camera and the person stay the same; the actions are those of the clips, as fast
+    and as long as there. Frames are written as they are drawn: memory does not grow with them.
+
+    Returns when the hand is being raised: a list of (start, end) in seconds, from the moment when
+    the arm begins to move upwards until it is up. Raises ValueError if there is no frame to draw,
+    or a side is odd (H.264) or too small.
+    """
+    if seconds * rate < 1 or width % 2 or height % 2 or min(width, height) < 16:
+        size = f"{seconds} s of {width}x{height} at {rate} frames per second"
+        raise ValueError(f"a video of {size}: need 1 frame, even sides from 16 pixels")
+    rng = np.random.default_rng(seed)
+    person = person or appearance(int(rng.integers(2**31)), "drawn", 0)
+    t = np.arange(round(seconds * rate)) / rate
+    scenes = script(seconds, rng)
+    *arms, spans = movements(scenes, t, rng)
+    clip = t / np.mean(SECONDS)  # time in clips
+    pictures = draw_scene(rng, person, width, height, clip, lambda _: (*arms, spans),
+                          0.5 * np.sin(clip), False, 0 * t)  # fmt: skip
+    write_video(path, (picture for picture, _ in pictures), rate)
+    raised = [s for (action, *_), s in zip(scenes, spans, strict=True) if action == POSITIVE]
+    return [(start, min(end, seconds)) for start, end in raised if start < seconds]
 
 
 def plan(clips, height, seed):

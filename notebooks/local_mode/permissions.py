@@ -42,6 +42,7 @@ SUBRESOURCES = {
 JOBS_AND_MORE = {  # of SageMaker: the parameter that names it -> the kind in its ARN
     "TrainingJobName": "training-job",
     "ProcessingJobName": "processing-job",
+    "TransformJobName": "transform-job",
     "NotebookInstanceName": "notebook-instance",
     "EndpointName": "endpoint",
     "EndpointConfigName": "endpoint-config",
@@ -127,8 +128,11 @@ def needs(service, action, resource, parameters, region):
                 resource = f"{arn}{kind}/{parameters[name]}"
                 break
         resource = parameters.get("ResourceArn", resource)
-        if "RoleArn" in parameters:
-            more.append(("iam:PassRole", parameters["RoleArn"], {"iam:PassedToService": SERVICE}))
+        if action == "CreateEndpoint":
+            config = f"{arn}endpoint-config/{parameters['EndpointConfigName']}"
+            more.append((f"sagemaker:{action}", config, {}))
+        if role := parameters.get("RoleArn", parameters.get("ExecutionRoleArn")):
+            more.append(("iam:PassRole", role, {"iam:PassedToService": SERVICE}))
         if parameters.get("Tags") and action != "AddTags":
             more.append(("sagemaker:AddTags", resource, {}))
     elif service == "iam":
@@ -186,11 +190,12 @@ def enforce(server):
     def authorize(response, request_class, resource="*"):
         action = response._get_action()
         path, _, query = response.uri.partition("?")
+        is_invocation = path.endswith("invocations")  # of an endpoint: the body is for the model
         request = request_class(
             account_id=response.current_account,
             method=response.method,
             path=response.raw_path + (f"?{query}" if query else ""),
-            data=response.data,
+            data={} if is_invocation else response.data,  # moto takes it for an empty body
             body=response.raw_body,
             headers=response.headers,
             action=action,
@@ -199,12 +204,14 @@ def enforce(server):
         service = PREFIXES.get(request._service, request._service)
         if (service, action) == ("sts", "GetCallerIdentity"):  # everybody may, always
             return
-        is_json = "json" in response.headers.get("Content-Type", "")
+        is_json = is_invocation or "json" in response.headers.get("Content-Type", "")
         if service == "s3":
             needed = s3_needs(response, action, resource)
         else:
             parameters = (
-                json.loads(response.body or "{}")
+                {"EndpointName": response.raw_path.split("/")[2]}
+                if is_invocation
+                else json.loads(response.body or "{}")
                 if is_json
                 else {name: values[0] for name, values in response.querystring.items()}
             )
