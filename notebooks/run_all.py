@@ -80,13 +80,13 @@ def failed_cell(executed):
 
 
 def refresh_gallery(pictures, gallery):
-    """Renews each PNG of `gallery` from its namesake in `pictures`, in 128 colours: small files.
+    """Renews each PNG of `gallery` from its namesake in `pictures`, in 256 colours: small files.
 
     Raises FileNotFoundError if the series made no such picture.
     """
     for image in sorted(gallery.glob("*.png")):
         with Image.open(pictures / image.name) as picture:
-            small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            small = picture.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)
         small.save(image, optimize=True)
         print(f"  {image.name:20} {image.stat().st_size / 1000:.0f} kB")
 
