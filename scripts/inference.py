@@ -114,6 +114,8 @@ def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.Video
                     frame, frames = now, frames + 1
     except av.FFmpegError as error:
         raise ValueError(f"{path}: not a video, or damaged ({error.strerror})") from error
+    except IndexError as error:  # from PyAV, which knows only the streams of the beginning
+        raise ValueError(f"{path}: a stream begins after {last:.1f} s; {train.REMEDY}") from error
     if frame is None:
         raise ValueError(f"{path}: a video without frames")
     yield last + (last / (frames - 1) if frames > 1 else step), frame  # lasts as long as the mean

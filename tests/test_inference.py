@@ -273,6 +273,17 @@ def test_a_thin_frame_is_refused_before_it_is_resized(tmp_path):
         inference.classify_video(path, bright_classifier())
 
 
+def test_a_stream_that_begins_in_the_middle_is_an_error(tmp_path):
+    """One damaged byte, the number of a packet's stream, is enough; PyAV raises IndexError."""
+    path = write_video(tmp_path / "cast.ts", noise(60), rate=25)
+    data = bytearray(path.read_bytes())
+    frames = [i for i in range(0, len(data), 188) if data[i + 1 : i + 3] == b"\x41\x00"]
+    data[frames[-5] + 2] = 9
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="^.*cast.ts: a stream begins after [^\n]+$"):
+        inference.classify_video(path, bright_classifier())
+
+
 def repeat(source, target, times):
     """Writes the packets of a video `times` times, one after the other: nothing is encoded."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:

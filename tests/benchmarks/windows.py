@@ -87,7 +87,7 @@ def times_real(path, classifier, hop, seconds, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=30, help="of video")
+    parser.add_argument("--seconds", type=int, default=12, help="of video")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
