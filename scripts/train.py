@@ -750,9 +750,16 @@ def flag(default, help: str, *aliases: str, **more):
     return field(default=default, metadata={"help": help, "aliases": list(aliases)} | more)
 
 
+def require(args, names: str, good, rule: str) -> None:
+    """Raises ValueError, with `rule`, for the first of these flags whose value is not `good`."""
+    for name in names.split():
+        if not good(getattr(args, name)):
+            raise ValueError(f"--{name} {getattr(args, name)}: {rule}")
+
+
 @dataclass
-class Arguments(TrainingArguments):
-    """This script's flags; every other TrainingArguments field is one too."""
+class RunArguments(TrainingArguments):
+    """The flags of any run; every other TrainingArguments field is one too."""
 
     # What goes in and where it comes out
     model_name: str = flag(
@@ -774,40 +781,24 @@ class Arguments(TrainingArguments):
         "auto" if "SM_MODEL_DIR" in os.environ else None,
         "A checkpoint, or auto: the newest complete one in --output_dir, if there is one.",
     )
-    check: bool = flag(False, "Only print what becomes of each weight of --model_name.")
-    on_bad_clip: str = flag("error", "error: report all and stop; skip: report and go on without.")
-
-    # Which frames, and how they vary in training
-    sampling: str = flag("uniform", "uniform: over the whole clip; dense: a window of it.")
-    sampling_rate: float = flag(4, "dense: every n-th frame of a clip of 30 frames per second.")
-    eval_views: int = flag(1, "Views of a clip in time whose logits are averaged in evaluation.")
-    eval_crops: int = flag(1, "1: the centre; 3: along the longer side as well.")
-    zoom: float = flag(0.15, "Training frames are up to this share larger before the crop.")
-    colour_jitter: float = flag(
-        0, "Largest relative change of brightness, contrast, saturation.", "--color_jitter"
-    )
-    horizontal_flip: bool = flag(
-        False, "Mirror half of the training clips; not where left and right matter."
-    )
-    mixup: float = flag(0, "Alpha of mixup: batches of clips mixed with each other; 0.8 is usual.")
-    cutmix: float = flag(0, "Alpha of cutmix: a box of another clip, the same in all frames.")
 
     # What learns, and how fast
     freeze: str = flag(
         "none", "none; backbone: a linear probe; all_but_N: the last N blocks learn."
     )
-    lora_rank: int = flag(0, "Above 0: LoRA of this rank; 8 trains 0.3 M of ViT-B's 86 M weights.")
     learning_rate: float = flag(5e-5, "Peak of the cosine schedule.")
     layer_decay: float = flag(0.75, "Learning rate of a block, relative to the block above it.")
     weight_decay: float = flag(0.05, "AdamW's; never on biases and norms.")
     warmup_steps: float = flag(0.1, "Below 1: a share of all steps.")
     lr_scheduler_type: str = "cosine"
-    label_smoothing_factor: float = flag(0.1, "Share of the target that goes to all labels alike.")
-    class_weights: str = flag("none", "balanced: a rare class weighs as much as a frequent one.")
     precision: str = flag("auto", "auto, fp32, fp16 or bf16; auto is the fastest that is safe.")
     num_train_epochs: float = flag(10, "Passes over the training clips.", "--epochs")
     per_device_train_batch_size: int = flag(4, "Clips at once, each GPU.", "--train_batch_size")
     per_device_eval_batch_size: int = flag(8, "Clips at once, each GPU.", "--eval_batch_size")
+    zoom: float = flag(0.15, "Training frames are up to this share larger before the crop.")
+    horizontal_flip: bool = flag(
+        False, "Mirror half of the training clips; not where left and right matter."
+    )
 
     # How Trainer goes about it
     eval_strategy: str = "epoch"
@@ -826,21 +817,13 @@ class Arguments(TrainingArguments):
     remove_unused_columns: bool = False  # the columns are made by our transform
 
     def __post_init__(self):
-        for name, choices in {
-            "on_bad_clip": ("error", "skip"), "sampling": ("uniform", "dense"),
-            "class_weights": ("none", "balanced"), "eval_crops": (1, 3),
-            "precision": ("auto", "fp32", "fp16", "bf16"),
-        }.items():  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} {getattr(self, name)}: one of {choices}")
-        batches = "per_device_train_batch_size", "per_device_eval_batch_size"
-        for name in ("eval_views", "sampling_rate", "learning_rate", "num_train_epochs", *batches):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be above 0")
-        shares = "zoom", "colour_jitter", "mixup", "cutmix", "label_smoothing_factor"
-        for name in (*shares, "lora_rank", "weight_decay", "dataloader_num_workers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: must not be below 0")
+        precisions = "auto", "fp32", "fp16", "bf16"
+        require(self, "precision", precisions.__contains__, f"one of {precisions}")
+        positive = "learning_rate num_train_epochs per_device_train_batch_size "
+        positive += "per_device_eval_batch_size"
+        require(self, positive, lambda value: value > 0, "must be above 0")
+        others = "zoom weight_decay label_smoothing_factor dataloader_num_workers"
+        require(self, others, lambda value: value >= 0, "must not be below 0")
         asked = {name for name in ("fp16", "bf16") if getattr(self, name)}
         if len(asked | {self.precision} - {"auto"}) > 1:
             raise ValueError("--precision, --fp16 and --bf16 contradict each other: give one only")
@@ -856,6 +839,41 @@ class Arguments(TrainingArguments):
         super().__post_init__()
 
 
+@dataclass
+class Arguments(RunArguments):
+    """The flags of this script."""
+
+    check: bool = flag(False, "Only print what becomes of each weight of --model_name.")
+    on_bad_clip: str = flag("error", "error: report all and stop; skip: report and go on without.")
+
+    # Which frames, and how they vary in training
+    sampling: str = flag("uniform", "uniform: over the whole clip; dense: a window of it.")
+    sampling_rate: float = flag(4, "dense: every n-th frame of a clip of 30 frames per second.")
+    eval_views: int = flag(1, "Views of a clip in time whose logits are averaged in evaluation.")
+    eval_crops: int = flag(1, "1: the centre; 3: along the longer side as well.")
+    colour_jitter: float = flag(
+        0, "Largest relative change of brightness, contrast, saturation.", "--color_jitter"
+    )
+    mixup: float = flag(0, "Alpha of mixup: batches of clips mixed with each other; 0.8 is usual.")
+    cutmix: float = flag(0, "Alpha of cutmix: a box of another clip, the same in all frames.")
+
+    # What else can help
+    lora_rank: int = flag(0, "Above 0: LoRA of this rank; 8 trains 0.3 M of ViT-B's 86 M weights.")
+    label_smoothing_factor: float = flag(0.1, "Share of the target that goes to all labels alike.")
+    class_weights: str = flag("none", "balanced: a rare class weighs as much as a frequent one.")
+
+    def __post_init__(self):
+        for name, choices in {
+            "on_bad_clip": ("error", "skip"), "sampling": ("uniform", "dense"),
+            "class_weights": ("none", "balanced"), "eval_crops": (1, 3),
+        }.items():  # fmt: skip
+            require(self, name, choices.__contains__, f"one of {choices}")
+        require(self, "eval_views sampling_rate", lambda value: value > 0, "must be above 0")
+        others = "colour_jitter mixup cutmix lora_rank"
+        require(self, others, lambda value: value >= 0, "must not be below 0")
+        super().__post_init__()
+
+
 def fastest_precision() -> str:
     """bf16 where the GPU computes in it (Ampere and newer), else fp16 (T4, V100); CPU: fp32."""
     if not torch.cuda.is_available():
@@ -863,9 +881,9 @@ def fastest_precision() -> str:
     return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
 
 
-def parse_arguments(argv: list[str] | None = None) -> Arguments:
-    """The flags as Arguments. Raises ValueError naming an unknown flag or a wrong value."""
-    parser = HfArgumentParser(Arguments, allow_abbrev=False, exit_on_error=False)
+def parse_arguments(argv: list[str] | None = None, kind: type = Arguments):
+    """The flags as a `kind`. Raises ValueError naming an unknown flag or a wrong value."""
+    parser = HfArgumentParser(kind, allow_abbrev=False, exit_on_error=False)
     try:
         args, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -882,7 +900,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
 # ---- Training: the recipe -----------------------------------------------------------------------
 
 
-def parameter_groups(model, args: Arguments) -> list[dict]:
+def parameter_groups(model, args: RunArguments) -> list[dict]:
     """AdamW's parameter groups: the lower a block, the smaller its learning rate.
 
     Layer-wise decay as in BEiT (arXiv:2106.08254), which VideoMAE follows: the head learns at
@@ -1049,7 +1067,7 @@ def newest_checkpoint(folder: str) -> str | None:
     return newest
 
 
-def run_record(args: Arguments, clips: datasets.DatasetDict) -> dict:
+def run_record(args: RunArguments, clips: dict) -> dict:
     """What made the model, to be saved with it: flags, packages, git commit, clips, device."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -1106,13 +1124,7 @@ def train(args: Arguments) -> dict:
     if args.check:
         load_model(args.model_name, ["label 0", "label 1"], check=True)
         return {}
-    resume = args.resume_from_checkpoint
-    last = newest_checkpoint(args.output_dir) if resume in (None, "auto") else None
-    if last and resume is None:
-        raise FileExistsError(
-            f"--output_dir {args.output_dir} holds checkpoints of another run: go on with it by "
-            "--resume_from_checkpoint auto, or choose another folder"
-        )
+    start = first_checkpoint(args)
     with args.main_process_first():  # one process downloads
         clips = load_clips(args.dataset, args.seed)
         set_seed(args.seed)  # before the head is drawn
@@ -1124,10 +1136,41 @@ def train(args: Arguments) -> dict:
     clips, skipped = check_clips(clips, model.config.num_frames, args.on_bad_clip, workers)
     trainer = make_trainer(args, clips, model, processor)
     say(f"{ {split: len(part) for split, part in clips.items()} } clips, {model.config.id2label}")
-    learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    fit(trainer, start)
+
+    # Not evaluate(): with persistent workers it answers from the validation clips for any data set.
+    metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval").metrics
+    if "test" in clips:
+        transform = trainer.eval_dataset.format["format_kwargs"]["transform"]
+        metrics |= trainer.predict(clips["test"].with_transform(transform)).metrics
+    if trainer.is_world_process_zero():
+        model = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
+        save(trainer, model, run_record(args, clips), metrics, {"skipped_clips": skipped})
+    return metrics
+
+
+def first_checkpoint(args: RunArguments) -> str | None:
+    """The checkpoint to go on from, or None; another run's raise FileExistsError."""
+    resume = args.resume_from_checkpoint
+    last = newest_checkpoint(args.output_dir) if resume in (None, "auto") else None
+    if last and resume is None:
+        raise FileExistsError(
+            f"--output_dir {args.output_dir} holds checkpoints of another run: go on with it by "
+            "--resume_from_checkpoint auto, or choose another folder"
+        )
+    return last if resume == "auto" else resume
+
+
+def fit(trainer: Trainer, start: str | None) -> None:
+    """Trains, from the checkpoint `start` if there is one; trainer.model is then the best one.
+
+    Ends the process, after a checkpoint, where a SIGTERM came.
+    """
+    args, model = trainer.args, trainer.model
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     devices = f"{args.world_size * max(1, args.n_gpu)} x {args.device.type}"
     say(f"{learning:,} weights learn, in {args.precision} on {devices}")
-    if start := last if resume == "auto" else resume:
+    if start:
         say(f"going on from {start}; another run needs another --output_dir")
         saved = Path(start) / "config.json"  # of a LoRA model there is none
         if saved.exists() and AutoConfig.from_pretrained(start).id2label != model.config.id2label:
@@ -1143,34 +1186,30 @@ def train(args: Arguments) -> dict:
     # Only the first node holds the best checkpoint that Trainer has just loaded there.
     broadcast(trainer.model.state_dict())
 
-    # Not evaluate(): with persistent workers it answers from the validation clips for any data set.
-    metrics = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval").metrics
-    if "test" in clips:
-        transform = trainer.eval_dataset.format["format_kwargs"]["transform"]
-        metrics |= trainer.predict(clips["test"].with_transform(transform)).metrics
-    if trainer.is_world_process_zero():
-        model = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
-        # The finished model keeps the names that every version of transformers reads.
-        type(model).save_pretrained(model, args.model_dir)
-        for weights in Path(args.model_dir).glob("*.safetensors"):
-            weights.chmod(0o644)  # made for their owner only, who is root in a container
-        processor.save_pretrained(args.model_dir)
-        trainer.state.save_to_json(str(Path(args.model_dir) / "trainer_state.json"))
-        record = json.dumps(run_record(args, clips), indent=2)
-        (Path(args.model_dir) / "run_record.json").write_text(record)
-        say({name: f"{value:.4g}" for name, value in metrics.items()})
-        Path(args.output_data_dir).mkdir(parents=True, exist_ok=True)
-        file = Path(args.output_data_dir) / "metrics.json"
-        file.write_text(json.dumps(metrics | {"skipped_clips": skipped}, indent=2))
-        say(f"model in {args.model_dir}, metrics in {file}")
-    return metrics
+
+def save(trainer: Trainer, model, record: dict, metrics: dict, more: dict) -> None:
+    """Writes the finished model with all that belongs to it, and metrics.json (with `more`)."""
+    args = trainer.args
+    # The finished model keeps the names that every version of transformers reads.
+    type(model).save_pretrained(model, args.model_dir)
+    for weights in Path(args.model_dir).glob("*.safetensors"):
+        weights.chmod(0o644)  # made for their owner only, who is root in a container
+    trainer.processing_class.save_pretrained(args.model_dir)
+    trainer.state.save_to_json(str(Path(args.model_dir) / "trainer_state.json"))
+    (Path(args.model_dir) / "run_record.json").write_text(json.dumps(record, indent=2))
+    say({name: f"{value:.4g}" for name, value in metrics.items()})
+    Path(args.output_data_dir).mkdir(parents=True, exist_ok=True)
+    file = Path(args.output_data_dir) / "metrics.json"
+    file.write_text(json.dumps(metrics | more, indent=2))
+    say(f"model in {args.model_dir}, metrics in {file}")
 
 
-def check_disk(args: Arguments, model) -> None:
+def check_disk(args: RunArguments, model) -> None:
     """Raises OSError where the checkpoints would not fit: better now than after the first epoch."""
     # All weights (of a LoRA model, those that learn), and AdamW's two moments of what learns.
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-    each = sum(size * (3 if learns else not args.lora_rank) for size, learns in sizes)
+    small = isinstance(model, peft.PeftModel)
+    each = sum(size * (3 if learns else not small) for size, learns in sizes)
     kept = max(args.save_total_limit or 2, 1 + args.load_best_model_at_end)
     needed = each * (kept + 1)  # one more than is kept, while saving
     os.makedirs(args.output_dir, exist_ok=True)
@@ -1186,10 +1225,10 @@ def check_disk(args: Arguments, model) -> None:
 # ---- Entry point --------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the job; on failure tells SageMaker why and exits with 1."""
+def main(argv: list[str] | None = None, kind: type = Arguments, run=train) -> None:
+    """Runs the job with its flags; on failure tells SageMaker why and exits with 1."""
     try:
-        train(parse_arguments(argv))
+        run(parse_arguments(argv, kind))
     except Exception as error:
         rank = (
             f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""

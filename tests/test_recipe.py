@@ -299,6 +299,6 @@ def test_the_run_is_recorded_with_the_model(clips_folder, native_checkpoint, tmp
     assert results[0] == results[1]  # the seed decides, not the number of workers
     record = json.loads((tmp_path / "a" / "run_record.json").read_text())
     assert record["arguments"]["seed"] == 7 and record["git_commit"] == "0123abc"
-    assert record["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(record["versions"]["torch"])  # "2.13.0", "2.13.0+cu130"
     assert {"decord", "peft", "transformers"} <= record["versions"].keys()
     assert record["clips"] == {"train": 16, "validation": 8, "test": 12}
