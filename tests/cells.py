@@ -16,21 +16,16 @@ def run_cell(name, cell_id, **given):
     return given
 
 
-def run_cells(name, parameters, stop=None, skip=()):
+def run_cells(name, parameters, stop=None):
     """The variables of a notebook after its code cells, up to the one with id `stop`.
 
     `parameters` replace those of the parameters cell; an unknown one raises KeyError. Lines with
-    magics are left out, and the cells from skip[0] up to, not with, skip[1]. The working folder
-    must be notebooks/, as for a reader.
+    magics are left out. The working folder must be notebooks/, as for a reader.
     """
-    variables, skipping = {"__name__": "__main__"}, False
+    variables = {"__name__": "__main__"}
     for cell in notebook_cells(name):
         if cell.id == stop:
             break
-        if cell.id in skip:
-            skipping = cell.id == skip[0]
-        if skipping:
-            continue
         if cell.cell_type == "code" and not cell.source.startswith("%%"):
             lines = (line for line in cell.source.splitlines() if not line.startswith("%"))
             exec(compile("\n".join(lines), f"{name}:{cell.id}", "exec"), variables)

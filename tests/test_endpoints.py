@@ -417,8 +417,7 @@ def test_clean_up_takes_down_what_section_8_left(section_8, tmp_path, port):  # 
     made, _ = section_8(deploy=True, fail_at="take-down")
     assert len(left_of_section_8()) == 3 and len(servers()) == before + 1
     parameters = {"output_dir": str(tmp_path), "confirm_delete": True}
-    steps = {"stop": "disconnect", "skip": ("describe", "list-resources")}
-    assert run_cells("04_results", parameters, **steps)["left"] == {}
+    assert run_cells("06_clean_up", parameters, stop="disconnect")["left"] == {}
     assert json.loads((tmp_path / "run.json").read_text())["deployed"] == []
     assert left_of_section_8() == [] and len(servers()) == before
     groups = boto3.client("logs").describe_log_groups(

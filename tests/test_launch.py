@@ -1,4 +1,4 @@
-"""Notebooks 1, 3 and 4: the request as a whole, what is refused before it, and an empty account."""
+"""Notebooks 1, 3, 4 and 6: the whole request, what is refused before it, and an empty account."""
 
 import json
 import os
@@ -354,10 +354,9 @@ def cell(name, cell_id, variables):
 
 
 def cleaned(output):
-    """Notebook 4's section 9, after nothing but its first cells, as its text says."""
+    """The variables of notebook 6 after all but its last cell, which would end the account."""
     parameters = {"output_dir": str(output), "confirm_delete": True}
-    steps = {"stop": "disconnect", "skip": ("describe", "list-resources")}
-    return run_cells("04_results", parameters, **steps)
+    return run_cells("06_clean_up", parameters, stop="disconnect")
 
 
 def jobs_and_objects():
@@ -393,6 +392,18 @@ def test_clean_up_ends_what_runs_and_leaves_the_account_as_it_was(launched):
     iam.create_role(RoleName="SageMaker-Video-ExecutionRole", AssumeRolePolicyDocument=trust)
 
 
+def test_without_confirmation_nothing_is_deleted(set_up, capsys):
+    home = f"s3://{BUCKET}/video-tutorial/kept/"
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="video-tutorial/kept/a", Body=b"a")
+    output, before = set_up(homes=[home]), jobs_and_objects()
+    run = (output / "run.json").read_text()
+    run_cells("06_clean_up", {"output_dir": str(output)})
+    assert jobs_and_objects() == before and (output / "run.json").read_text() == run
+    shown = capsys.readouterr().out
+    assert "video-tutorial/kept/ 1 objects, 0.0 MB" in shown and "nothing deleted" in shown
+    assert cleaned(set_up(homes=[home], created=[]))["left"] == {}
+
+
 def test_clean_up_after_a_failed_launch(launched):
     output, _, job = launched("raise SystemExit(1)")
     with pytest.raises(Exception, match="exit code: 1"):
@@ -402,6 +413,9 @@ def test_clean_up_after_a_failed_launch(launched):
     )
     with pytest.raises(RuntimeError, match="run.json has no training_job_name"):
         run_cells("04_results", {"output_dir": str(output)}, stop="unpack")
+    failed = {"output_dir": str(output), "job_name": job.training_job_name}
+    with pytest.raises(RuntimeError, match="exit code: 1\nTo clean up .* 06_clean_up.ipynb"):
+        run_cells("04_results", failed, stop="unpack")
     assert cleaned(output)["left"] == {}
 
 

@@ -26,7 +26,7 @@ def source(path):
 
 
 def test_the_series_is_there():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "06"]
 
 
 @each
@@ -178,6 +178,16 @@ def test_notebook_3_alone_says_what_comes_first(tmp_path):
     assert result.returncode == 1 and "run 01_setup.ipynb first" in result.stdout
 
 
+@pytest.mark.parametrize("run", [None, {"dataset": "clips"}], ids=["no run.json", "of notebook 2"])
+def test_the_clean_up_says_that_there_is_nothing_to_clean(tmp_path, run):
+    if run:
+        (tmp_path / "run.json").write_text(json.dumps(run))
+    parameters = parameter_file(tmp_path, "confirm_delete: true")
+    result = run_all("--parameters", parameters, "--only", "06", "--output-dir", tmp_path)
+    assert result.returncode == 1 and "FAILED: 06_clean_up.ipynb, cell 'connect'" in result.stdout
+    assert "No run.json of 01_setup.ipynb in output_dir" in result.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, text, message",
     [
@@ -193,7 +203,7 @@ def test_wrong_calls_are_named(tmp_path, arguments, text, message):
 
 
 def test_a_python_that_cannot_unpack_safely_is_refused_at_once(monkeypatch):
-    """As the 3.11.2 of Debian 12, which was seen to fail in the last notebook."""
+    """As the 3.11.2 of Debian 12, which was seen to fail in notebook 4."""
     sys.path.insert(0, str(ROOT / "notebooks"))
     import run_all as series
     from cells import run_cell

@@ -200,7 +200,7 @@ def belongings(session):
 
 @pytest.fixture(scope="module")
 def series(account, clips_folder, tmp_path_factory):
-    """Notebooks 1, 3 and 4 under the policies: {policy: [(action, resource, context), ...]}."""
+    """Notebooks 1, 3, 4 and 6 under the policies: {policy: [(action, resource, context), ...]}."""
     output, url = tmp_path_factory.mktemp("series"), os.environ["AWS_ENDPOINT_URL"]
     embedded = yaml.safe_load((NOTEBOOKS / "local_mode/parameters.yaml").read_text())
     parameters = embedded | {"endpoint_url": url, "output_dir": str(output)}
@@ -224,6 +224,7 @@ def series(account, clips_folder, tmp_path_factory):
         job = run("03_remote_launch", parameters)["job"]
         between = belongings(account.admin)
         run("04_results", parameters)
+        run("06_clean_up", parameters)
         after = belongings(account.admin)
     assert job["TrainingJobStatus"] == "Completed"
     made = {"caller_policy": [], "execution_policy": []}
