@@ -934,3 +934,20 @@ def test_clips_are_prepared_on_two_instances(port, tmp_path):
     files = [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
     one_machine = {p.relative_to(tmp_path / "prepared").as_posix(): p.read_bytes() for p in files}
     assert made == one_machine
+
+
+def test_a_checkpoint_that_is_rotated_away_while_it_is_listed_is_passed_over(tmp_path, monkeypatch):
+    """It has failed a job once, in the second between a listing and a look into the folder."""
+    for name in ("checkpoint-1", "checkpoint-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    scandir = os.scandir
+
+    def gone(path="."):
+        if str(path).endswith("checkpoint-1"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    folder = aws.SyncedFolder(None, "s3://bucket/prefix", tmp_path)
+    assert [path.parent.name for path, _ in folder.files()] == ["checkpoint-2"]

@@ -113,17 +113,22 @@ def test_names_do_not_tell_the_label(folder):
     assert changes > 2  # sorted by name, the labels are mixed
 
 
-def test_the_default_plan_keeps_persons_in_one_split():
-    rows = clips.plan({"train": 320, "validation": 80, "test": 120}, 96, seed=0)
+@pytest.mark.parametrize(
+    "counts",
+    [{"train": 320, "validation": 80, "test": 120}, {"train": 160, "val": 40, "test": 40}],
+    ids=["write_clips", "write_davis"],
+)
+def test_the_default_plan_keeps_persons_in_one_split(counts):
+    rows, total = clips.plan(counts, 96, seed=0), sum(counts.values())
     people = {split: {clips.appearance(*r["person"]) for r in rows if r["person"][1] == split}
-              for split in ("train", "validation", "test")}  # fmt: skip
-    assert {s: len(p) for s, p in people.items()} == {"train": 80, "validation": 20, "test": 30}
-    assert len(set.union(*people.values())) == 80 + 20 + 30
+              for split in counts}  # fmt: skip
+    assert {s: len(p) for s, p in people.items()} == {s: n // 4 for s, n in counts.items()}
+    assert len(set.union(*people.values())) == total // 4
     labels = Counter((tuple(r["person"]), r["action"] == "raising_hand") for r in rows)
-    assert len(labels) > 1.5 * 130  # most persons do both: who it is does not tell what it is
+    assert len(labels) > 1.5 * total / 4  # most persons do both: who it is does not tell what it is
     actions = Counter(r["action"] for r in rows if r["action"] != "raising_hand")
     for action, share in clips.NEGATIVE_ACTIONS.items():
-        assert abs(actions[action] - 260 * share) <= 3
+        assert abs(actions[action] - total / 2 * share) <= 3
 
 
 def test_the_same_seed_gives_the_same_files(folder, tmp_path):

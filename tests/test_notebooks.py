@@ -26,7 +26,7 @@ def source(path):
 
 
 def test_the_series_is_there():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "06"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @each
@@ -90,7 +90,12 @@ def test_relative_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize(
-    "notebook, script", [("02_local_smoke_train", "train.py"), ("04_results", "inference.py")]
+    "notebook, script",
+    [
+        ("02_local_smoke_train", "train.py"),
+        ("04_results", "inference.py"),
+        ("05_video_segmentation", "train_segmentation.py"),
+    ],
 )
 def test_the_script_that_a_notebook_writes_is_the_committed_one(notebook, script):
     written = b""

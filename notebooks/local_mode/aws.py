@@ -720,9 +720,10 @@ class SyncedFolder:
 
     def files(self):
         """Each file, with what tells one version of it from the next."""
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # the script rotates its checkpoints
-                if path.is_file():
+        # The script rotates its checkpoints: os.walk passes over a folder that has just gone.
+        for place, _, names in os.walk(self.folder):
+            for path in (Path(place, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
                     yield path, (path.stat().st_mtime_ns, path.stat().st_size)
 
     def sync(self):

@@ -43,6 +43,7 @@ SECONDS = (1.5, 4.0)  # 12 fps * 1.5 s = 18 frames: a clip is always longer than
 CLIPS_PER_PERSON = 4
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".mpeg")
 RECORD = "clips.json"
+LISTS = ("labels.json", *(f"ImageSets/2017/{split}.txt" for split in ("train", "val", "test")))
 SCALE = 2  # drawn this much larger, then averaged: smooth edges
 
 SKIN = np.array([(250, 214, 184), (232, 186, 150), (198, 138, 100), (145, 92, 62), (94, 60, 44)])
@@ -50,6 +51,8 @@ HAIR = np.array([(34, 26, 24), (78, 50, 32), (150, 104, 58), (206, 172, 108), (1
 # Numbers of the parts in the drawing; a part of a raised arm has RAISED added.
 TROUSERS, SHOES, SHIRT, ARM, FOREARM, SKIN_PART, HAIR_PART, FACE = range(1, 9)
 RAISED = 10
+MASK_LABELS = ["background", "body", "raised_arm"]
+MASK_COLOURS = [0, 0, 0, 128, 0, 0, 0, 128, 0]  # as DAVIS has them: black, red, green
 
 
 class Person(NamedTuple):
@@ -384,10 +387,38 @@ def plan(clips, height, seed):
     return rows
 
 
-def write_clip(folder, row):
+def drawn(row):
+    """The video and the masks of a row of plan, as draw_clip returns them."""
     size = row["width"], row["height"], row["frames"]
-    video, _ = draw_clip(row["action"], row["seed"], *size, appearance(*row["person"]))
-    write_video(Path(folder, row["file"]), video, row["rate"])
+    return draw_clip(row["action"], row["seed"], *size, appearance(*row["person"]))
+
+
+def write_clip(folder, row):
+    write_video(Path(folder, row["file"]), drawn(row)[0], row["rate"])
+
+
+def video_name(row):
+    """The name of a row's folder in the layout of DAVIS: split, action and number."""
+    return f"{row['file'].split('/')[0]}_{row['action']}_{row['seed'][-1]:04d}"
+
+
+def frame_files(row):
+    """The files of the frames, then those of the masks, of a row in the layout of DAVIS."""
+    kinds = ("JPEGImages", "jpg"), ("Annotations", "png")
+    numbers = range(row["frames"])
+    return [f"{k}/480p/{video_name(row)}/{i:05d}.{end}" for k, end in kinds for i in numbers]
+
+
+def write_frames(folder, row):
+    """Write each frame of a row as JPEG and each mask as a PNG with the colours of DAVIS."""
+    video, masks = drawn(row)
+    files = [Path(folder, file) for file in frame_files(row)]
+    for file, frame in zip(files[: len(video)], video, strict=True):
+        Image.fromarray(frame).save(file, quality=92, subsampling=0)
+    for file, mask in zip(files[len(video) :], masks, strict=True):
+        picture = Image.fromarray(mask, mode="P")
+        picture.putpalette(MASK_COLOURS)
+        picture.save(file)
 
 
 def write_clips(folder, clips=None, height=240, seed=0):
@@ -402,32 +433,75 @@ def write_clips(folder, clips=None, height=240, seed=0):
     or made with other arguments, is drawn anew. Returns the folder as a Path.
     Raises FileExistsError if the folder holds files that this function did not write.
     """
-    folder, clips = Path(folder), clips or {"train": 320, "validation": 80, "test": 120}
-    if height < 32 or height % 2 or not all(count >= 2 for count in clips.values()):
-        raise ValueError(f"height {height} must be even, at least 32; counts {clips} at least 2")
-    rows, record = plan(clips, height, seed), folder / RECORD
-    settings = {"made_by": "local_mode/clips.py", "version": 1, "clips": clips}
-    settings |= {"height": height, "seed": seed}
+    clips = clips or {"train": 320, "validation": 80, "test": 120}
+    rows = plan(clips, height, seed)
+    settings = {"clips": clips, "height": height, "seed": seed}
+    return write_all(folder, settings, rows, write_clip, lambda row: [row["file"]])
+
+
+def write_davis(folder, videos=None, height=64, frames=24, seed=0):
+    """Write drawn videos with the label of each pixel, in the layout of DAVIS 2017.
+
+    `JPEGImages/480p/<video>/*.jpg`, `Annotations/480p/<video>/*.png` (palette PNGs with the labels
+    of draw_clip), `ImageSets/2017/{train,val,test}.txt`, and `labels.json`, the labels' names,
+    which DAVIS has not, because its values number the objects of each video.
+
+    videos: {split: number of videos}; the actions are those of write_clips, each video has a person
+    of its own.
+    height: pixels, even; frames: of each video, or {split: of each}; a movement fills them. As
+    write_clips in all else.
+    """
+    videos = videos or {"train": 160, "val": 40, "test": 40}
+    frames = frames if isinstance(frames, dict) else dict.fromkeys(videos, frames)
+    rows = []
+    for row in plan(videos, height, seed):
+        _, split, _ = row["person"]
+        # A person of its own in each: a model must not learn the colours of a few shirts.
+        own = {"frames": frames[split], "person": [seed, split, row["seed"][-1]]}
+        rows.append(row | own)
+    settings = {"videos": videos, "height": height, "frames": frames, "seed": seed}
+    folder = write_all(folder, settings, rows, write_frames, frame_files)
+    (folder / "ImageSets" / "2017").mkdir(parents=True, exist_ok=True)
+    for split in videos:
+        names = [video_name(row) for row in rows if row["file"].startswith(f"{split}/")]
+        (folder / "ImageSets" / "2017" / f"{split}.txt").write_text("\n".join(sorted(names)) + "\n")
+    (folder / "labels.json").write_text(json.dumps(MASK_LABELS))
+    return folder
+
+
+def write_all(folder, settings, rows, write, files_of):
+    """Call write(folder, row) for each row, unless a complete folder with these settings is there.
+
+    files_of(row): the files that it writes, relative to `folder`. See write_clips for the rest.
+    """
+    folder, counts = Path(folder), settings.get("clips") or settings["videos"]
+    height = settings["height"]
+    if height < 32 or height % 2 or not all(count >= 2 for count in counts.values()):
+        raise ValueError(f"height {height} must be even, at least 32; counts {counts} at least 2")
+    record = folder / RECORD
+    settings = {"made_by": "local_mode/clips.py", "version": 1} | settings
     old = json.loads(record.read_text()) if record.is_file() else {}
     if old.get("complete") and old["settings"] == settings:
-        if all((folder / row["file"]).is_file() for row in rows):
+        if all((folder / file).is_file() for row in rows for file in files_of(row)):
             return folder
-    known = {record, *(folder / row["file"] for row in old.get("rows", []))}
+    lists = LISTS if "videos" in old.get("settings", {}) else ()  # else they are the reader's
+    known = {record, *(folder / file for file in lists)}
+    known |= {folder / file for row in old.get("rows", []) for file in files_of(row)}
     strange = [p for p in folder.rglob("*") if p.is_file() and p not in known]
     if strange:
         raise FileExistsError(
-            f"{folder} holds {len(strange)} files that write_clips did not make, for example "
+            f"{folder} holds {len(strange)} files that {write.__name__} did not make, for example "
             f"{strange[0]}. Name another folder, or move them away."
         )
     for path in known:
         path.unlink(missing_ok=True)
-    for row in rows:
-        (folder / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+    for file in (file for row in rows for file in files_of(row)):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
     result = {"settings": settings, "complete": False, "rows": rows}
     record.write_text(json.dumps(result))
     jobs = {"max_workers": os.cpu_count(), "mp_context": multiprocessing.get_context("spawn")}
     with ProcessPoolExecutor(**jobs) as pool:
-        done = pool.map(write_clip, [folder] * len(rows), rows, chunksize=4)
+        done = pool.map(write, [folder] * len(rows), rows, chunksize=4)
         for _ in tqdm(done, total=len(rows), desc="drawing clips", unit="clip"):
             pass
     record.write_text(json.dumps(result | {"complete": True}, indent=1))
