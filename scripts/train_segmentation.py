@@ -141,8 +141,8 @@ def davis_videos(folder: Path) -> Videos:
 def vspw_videos(folder: Path) -> Videos:
     """VSPW: lists of names, a folder for each video, names and numbers of the classes."""
     numbers = read_json(folder / "label_num_dic_final.json")
-    names = {int(number): name for name, number in numbers.items()}
-    labels = [names.get(i, f"class {i}") for i in range(1, max(set(names) - {VOID}) + 1)]
+    classes = {int(number): name for name, number in numbers.items()}
+    labels = [classes.get(i, f"class {i}") for i in range(1, max(set(classes) - {VOID}) + 1)]
     splits = {}
     for name, split in SPLITS.items():
         listed = folder / f"{name}.txt"
@@ -702,7 +702,7 @@ def read_frames(video: Video):
 
 
 def write_mask(path: Path, labels: np.ndarray) -> None:
-    """Writes uint8 [height, width] as a palette PNG, which DAVIS's own evaluation reads."""
+    """Writes uint8 [height, width] as a palette PNG, as DAVIS has its results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(labels, mode="P")
     image.putpalette(PALETTE)
