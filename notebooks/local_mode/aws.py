@@ -86,9 +86,21 @@ def connect(endpoint_url):
 
 
 def disconnect(endpoint_url):
-    """End the embedded AWS at `endpoint_url`; AWS itself (None) is left alone."""
-    if endpoint_url is not None:
-        stop(urlsplit(endpoint_url).port or PORT)
+    """End the embedded AWS at `endpoint_url`; AWS itself (None) is left alone.
+
+    Raises RuntimeError, with the names, if its account is not empty: then it runs on.
+    """
+    if endpoint_url is None:
+        return
+    port = urlsplit(endpoint_url).port or PORT
+    left = _ask(port, "GET", "/_embedded_aws/account")
+    if left:
+        more = ", ..." if len(left) > 9 else ""
+        raise RuntimeError(
+            f"The embedded AWS on port {port} runs on, because its account is not empty "
+            f"({len(left)}): {', '.join(left[:9])}{more}. `aws.py stop --port {port}` ends it all."
+        )
+    stop(port)
 
 
 def start(port=PORT, grace_seconds=GRACE_SECONDS, spot_interruptions=1, enforce=False):
@@ -879,6 +891,8 @@ class Server:
             jobs = sorted(job.name for job in self.jobs.values() if job.is_running)
             body = {"url": self.url, "user": os.getuid(), "pid": os.getpid(), "python": sys.prefix}
             body |= {"folder": str(self.state), "running_jobs": jobs, "enforce": self.enforce}
+        elif path == "/_embedded_aws/account":
+            body = self.account()
         elif path == "/_embedded_aws/interrupt":
             length = int(environ["CONTENT_LENGTH"])
             name = json.loads(environ["wsgi.input"].read(length))["job"]
@@ -891,6 +905,26 @@ class Server:
             return self.moto(environ, start_response)
         start_response(code, [("Content-Type", "application/json")])
         return [json.dumps(body).encode()]
+
+    def account(self):
+        """What the account holds, in every Region, as a list of names.
+
+        Records of transform jobs and metrics do not count: nobody can delete them, as on AWS.
+        """
+        from moto.backends import get_backend
+
+        def each(service):  # moto keeps a backend for each account and Region
+            return [one for regions in get_backend(service).values() for one in regions.values()]
+
+        names = [f"bucket/{name}" for s3 in each("s3") for name in s3.buckets]
+        names += [f"role/{role.name}" for iam in each("iam") for role in iam.roles.values()]
+        for sagemaker in each("sagemaker"):
+            kinds = {"training-job": sagemaker.training_jobs, "endpoint": sagemaker.endpoints}
+            kinds |= {"processing-job": sagemaker.processing_jobs, "model": sagemaker._models}
+            kinds |= {"endpoint-config": sagemaker.endpoint_configs}
+            names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
+        groups = [group for logs in each("logs") for group in logs.groups.values()]
+        return names + [f"log stream {name}" for group in groups for name in group.streams]
 
     def check_quotas(self, job):
         """Raise LimitExceeded if the job needs more instances than a quota leaves."""
