@@ -1,4 +1,4 @@
-"""VideoMAE-v2's fine-tuning ViT in plain torch, as an independent measure for `train.load_model`.
+"""VideoMAE-v2's fine-tuning ViT in plain torch: an independent measure for `videomae_v2.load`.
 
 Written from the papers (arXiv:2303.16727, arXiv:2203.12602, arXiv:2010.11929) with the names that
 the published checkpoints use. It shares no code with transformers.
