@@ -72,6 +72,9 @@ def load_classifier(folder, device: str | None = None) -> Classifier:
 
 ROUNDING = 0.00051  # seconds; many a container counts in milliseconds
 LONGEST = 600  # seconds that one frame may stay, as a slide does; longer is a broken time
+RATE = 30  # frames per second in which a sampling rate counts: see train.frame_indices
+MAX_PIXELS = 8192 * 4320  # of a frame; a wrong header can ask for far more than there is memory
+REMEDY = "try: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
 
 
 def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -90,7 +93,7 @@ def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.Video
                 raise ValueError(f"{path}: no video stream, or of a codec that FFmpeg lacks")
             check_shape(path, coder)
             coder.thread_count = 1
-            step = min(LONGEST, 1 / float(streams[0].average_rate or train.RATE))
+            step = min(LONGEST, 1 / float(streams[0].average_rate or RATE))
             timed = container.format.name != "avi"  # which has a rate only
             total = round(container.duration / av.time_base, 1) if container.duration else None
             form = "{l_bar}{bar}| {n:.0f} of {total} s of video [{elapsed}<{remaining}]"
@@ -115,7 +118,7 @@ def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.Video
     except av.FFmpegError as error:
         raise ValueError(f"{path}: not a video, or damaged ({error.strerror})") from error
     except IndexError as error:  # from PyAV, which knows only the streams of the beginning
-        raise ValueError(f"{path}: a stream begins after {last:.1f} s; {train.REMEDY}") from error
+        raise ValueError(f"{path}: a stream begins after {last:.1f} s; {REMEDY}") from error
     if frame is None:
         raise ValueError(f"{path}: a video without frames")
     yield last + (last / (frames - 1) if frames > 1 else step), frame  # lasts as long as the mean
@@ -124,7 +127,7 @@ def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.Video
 def check_shape(path, frame) -> None:
     """Raises ValueError for frames that would fill the memory, as they are or when resized."""
     width, height = frame.width, frame.height
-    if width * height > train.MAX_PIXELS or max(width, height) > 20 * min(width, height):
+    if width * height > MAX_PIXELS or max(width, height) > 20 * min(width, height):
         raise ValueError(f"{path}: frames of {width} x {height} pixels")
 
 
@@ -135,9 +138,7 @@ def as_seen(frame: av.VideoFrame, size: int) -> torch.Tensor:
     """
     pixels = torch.from_numpy(frame.reformat(format="rgb24", threads=1).to_ndarray())
     pixels = pixels.rot90(round(frame.rotation / 90)).permute(2, 0, 1)[None]
-    height, width = (max(size, int(s * size / min(pixels.shape[-2:]))) for s in pixels.shape[-2:])
-    top, left = (height - size) // 2, (width - size) // 2
-    return train.resized(pixels, height, width)[0, :, top : top + size, left : left + size]
+    return train.cropped(pixels, size, size, 0.5, 0.5)[0]
 
 
 def ticking_frames(path, tick: float, size: int, least: int = 0, progress: bool = False):
@@ -262,7 +263,7 @@ def classify_video(
     anything that is not a readable video.
     """
     count, rate = classifier.num_frames, classifier.sampling_rate
-    tick = rate / train.RATE if rate else window_seconds / count
+    tick = rate / RATE if rate else window_seconds / count
     hop = max(1, round(hop_seconds / tick))
     reading = path, classifier, tick, hop, batch_size, progress, max_seconds
     firsts, probabilities, duration = judged_windows(*reading)

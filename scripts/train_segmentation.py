@@ -11,7 +11,8 @@ Several GPUs:  torchrun --nproc_per_node 4 train_segmentation.py --dataset DAVIS
 SageMaker:     notebooks/05_video_segmentation.ipynb
 Go on after an interruption:  the same line and --resume_from_checkpoint auto
 
-train.py must lie beside this file: weights, flags, checkpoints and interruptions are its business.
+train.py, prepare_clips.py and videomae_v2.py must lie beside this file: flags, checkpoints and
+interruptions are the first one's business, finding files the second's, weights the third's.
 """
 
 import json
@@ -20,7 +21,7 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,13 +33,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import train
-from accelerate.utils import gather_object
+import videomae_v2
+from accelerate.utils import broadcast, gather_object
 from PIL import Image
+from prepare_clips import files_below, one_form
 from scipy import ndimage
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 from tqdm import tqdm
-from transformers import Trainer, VideoMAEModel, set_seed
+from transformers import Trainer, VideoMAEConfig, VideoMAEModel, set_seed
 from transformers.models.videomae.modeling_videomae import VideoMAEPreTrainedModel
 
 # ---- Videos: where their frames and masks lie ---------------------------------------------------
@@ -71,7 +74,7 @@ def load_videos(dataset: str) -> Videos:
     Raises FileNotFoundError for a missing folder, frame or mask, ValueError for lists that name
     no video.
     """
-    folder = Path(dataset)
+    folder = Path(dataset).expanduser()
     if any(folder.glob("JPEGImages/[!.]*/")):
         videos = davis_videos(folder)
     elif (folder / "label_num_dic_final.json").is_file():
@@ -81,6 +84,9 @@ def load_videos(dataset: str) -> Videos:
             f"--dataset {folder}: neither DAVIS's JPEGImages/480p/ nor VSPW's "
             "label_num_dic_final.json lies there. Unpack the data set, and name its folder."
         )
+    left_out = files_below(folder)[1]
+    if left_out:
+        print(f"left out, as hidden or side files: {len(left_out)}, such as {left_out[-1]}")
     for name in ("train", "val"):
         if not videos.splits.get(SPLITS[name]):
             raise ValueError(
@@ -89,7 +95,7 @@ def load_videos(dataset: str) -> Videos:
             )
     test = videos.splits.get("test", [])
     if test and not any(os.path.isfile(mask) for video in test for mask in video.masks):
-        train.say(f"{folder}: the test videos have no masks, as VSPW's have not: left out")
+        print(f"{folder}: the test videos have no masks, as VSPW's have not: left out")
         del videos.splits["test"]
     for video in (video for part in videos.splits.values() for video in part):
         for frame, mask in zip(video.frames, video.masks, strict=True):
@@ -102,7 +108,8 @@ def load_videos(dataset: str) -> Videos:
 
 def listed_video(name: str, pictures: Path, masks: Path, listed: Path) -> Video:
     """The video in two folders, which the file `listed` names."""
-    frames = sorted(pictures.glob("*.jpg"))
+    files = files_below(pictures)[0] if pictures.is_dir() else []  # in the order of their numbers
+    frames = [f for f in files if f.suffix.lower() in (".jpg", ".jpeg") and f.parent == pictures]
     if not frames:
         what = "no frames (.jpg) in it" if pictures.is_dir() else "no such folder"
         raise FileNotFoundError(f"{pictures}: {what}; unpack it, or take {name} off {listed}")
@@ -134,14 +141,20 @@ def davis_videos(folder: Path) -> Videos:
         found = [listed_video(video, pictures / video, masks / video, listed) for video in names]
         splits |= {split: found} if found else {}
     if (folder / "labels.json").is_file():
-        return Videos(splits, read_json(folder / "labels.json"), "classes")
+        return Videos(splits, one_form(read_json(folder / "labels.json")), "classes")
     return Videos(splits, ["background", "foreground"], "objects")
 
 
 def vspw_videos(folder: Path) -> Videos:
     """VSPW: lists of names, a folder for each video, names and numbers of the classes."""
-    numbers = read_json(folder / "label_num_dic_final.json")
-    classes = {int(number): name for name, number in numbers.items()}
+    file = folder / "label_num_dic_final.json"
+    numbers = read_json(file)
+    if all(str(name).isdigit() for name in numbers):  # some copies have it the other way round
+        numbers = {name: number for number, name in numbers.items()}
+    try:
+        classes = {int(number): name for name, number in numbers.items()}
+    except ValueError as error:
+        raise ValueError(f'{file}: not of the form {{"wall": "1", ...}}: {error}') from error
     labels = [classes.get(i, f"class {i}") for i in range(1, max(set(classes) - {VOID}) + 1)]
     splits = {}
     for name, split in SPLITS.items():
@@ -150,7 +163,7 @@ def vspw_videos(folder: Path) -> Videos:
         places = [(video, folder / "data" / video) for video in names]
         found = [listed_video(v, place / "origin", place / "mask", listed) for v, place in places]
         splits |= {split: found} if found else {}
-    return Videos(splits, labels, "shifted")
+    return Videos(splits, one_form(labels), "shifted")
 
 
 # ---- Videos: what a mask says -------------------------------------------------------------------
@@ -172,15 +185,16 @@ def read_mask(path: str, num_labels: int, meaning: str) -> np.ndarray:
 
     `meaning` of the values in the file: "classes" as they are; "objects" of one video, each of
     which is foreground, 1 (DAVIS; in 2016's grey files 255 is the object); "shifted", the class is
-    the value less 1, and 0 is void (VSPW). 255 is void. Raises ValueError with the path.
+    the value less 1, and 0 is void (VSPW), as are values above its classes, which some copies have.
+    255 is void. Raises ValueError with the path.
     """
     with Image.open(path) as image:
-        if image.mode not in ("P", "L"):
+        if image.mode not in ("P", "L", "1"):
             raise ValueError(
                 f"{path}: a mask in mode {image.mode}, whose values are colours; save it as a "
                 "palette PNG (mode P), or in grey (L) with the label as the value"
             )
-        values = np.array(image)
+        values = np.array(image).astype(np.uint8)  # of mode 1: 0 and 1
         colours = image.getpalette() if image.mode == "P" else None
     found = np.unique(values)
     if colours and meaning != "shifted":  # an editor may have sorted the palette anew
@@ -196,13 +210,12 @@ def read_mask(path: str, num_labels: int, meaning: str) -> np.ndarray:
             return (values > 0).astype(np.uint8)
         return np.where(values == VOID, VOID, values > 0).astype(np.uint8)
     if meaning == "shifted":
-        values = np.where((values == 0) | (values == VOID), VOID, values - 1)
+        return np.where((values == 0) | (values > num_labels), VOID, values - 1)
     largest = values[values != VOID].max(initial=0)
     if largest >= num_labels:
-        value = largest + (meaning == "shifted")
         raise ValueError(
-            f"{path}: label {value} is out of range, the data set has {num_labels} labels (see its "
-            "labels.json or label_num_dic_final.json)"
+            f"{path}: label {largest} is out of range, the data set has {num_labels} labels (see "
+            "its labels.json)"
         )
     return values
 
@@ -210,20 +223,26 @@ def read_mask(path: str, num_labels: int, meaning: str) -> np.ndarray:
 PALETTE = palette()
 
 
-def mask_problem(frame: str, mask: str, num_labels: int, meaning: str) -> str | None:
-    """Why a frame with its mask cannot be used, in one line, or None."""
-    path = frame
+def mask_problem(frame: str, mask: str, num_labels: int, meaning: str) -> tuple[str, int]:
+    """(why a frame with its mask cannot be used, or ""; pixels that are void for an odd value)."""
+    path, odd = frame, 0
     try:
         with Image.open(path) as image:
             size = image.size
         path = mask
         with Image.open(path) as image:
             image.verify()  # checksums, which Pillow passes over when it decodes
-        height, width = read_mask(path, num_labels, meaning).shape
+        labels = read_mask(path, num_labels, meaning)
+        if meaning == "shifted":
+            with Image.open(path) as image:
+                values = np.array(image)
+            odd = int(((values > num_labels) & (values != VOID)).sum())
+        height, width = labels.shape
         if size != (width, height):
-            return f"{mask}: {width} x {height} pixels, its frame has {size[0]} x {size[1]}"
+            return f"{mask}: {width} x {height} pixels, its frame has {size[0]} x {size[1]}", odd
     except Exception as error:  # of a damaged file, Pillow raises SyntaxError and others, too
-        return str(error) if path in str(error) else f"{path}: {error}"
+        return str(error) if path in str(error) else f"{path}: {error}", odd
+    return "", odd
 
 
 def check_masks(videos: Videos, workers: int = 4) -> None:
@@ -244,8 +263,13 @@ def check_masks(videos: Videos, workers: int = 4) -> None:
     bar = {"mininterval": pace, "delay": pace, "disable": not state.is_main_process}
     with ThreadPoolExecutor(workers) as pool:  # Pillow lets go of the lock while it decodes
         found = pool.map(lambda row: problem(*row), mine)
-        found = [why for why in tqdm(found, "check masks", len(mine), **bar) if why]
-    if bad := sorted(gather_object(found)):
+        found = gather_object([*tqdm(found, "check masks", len(mine), **bar)])
+    odd = [pixels for _, pixels in found if pixels]
+    if odd:
+        print(
+            f"{len(odd)} masks have values above {len(videos.labels)}: {sum(odd)} pixels are void"
+        )
+    if bad := sorted(why for why, _ in found if why):
         report = "\n".join(f"  {why}" for why in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise ValueError(
@@ -291,7 +315,12 @@ def scaled(frames: torch.Tensor, masks: torch.Tensor, short_side: int):
     height, width = short_size(*frames.shape[-2:], short_side)
     # nearest-exact: plain nearest would shift the mask by half a pixel against the frame.
     masks = F.interpolate(masks[:, None], (height, width), mode="nearest-exact")[:, 0]
-    return train.resized(frames, height, width), masks
+    return resized(frames, height, width), masks
+
+
+def resized(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [frames, channels, height, width], bilinear and antialiased as the processor's."""
+    return F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
 
 
 def short_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -306,9 +335,7 @@ def transformed(frames, masks, size: int, short_side: int, draw=None, zoom=0.0, 
     Evaluation (`draw` None) takes the centre. In training, `draw` has the scale, up to `zoom`
     larger, the place, and the mirroring: the same for all frames and for their masks.
     """
-    larger, down, right, mirror = (
-        torch.rand(4, generator=draw).tolist() if draw else (0, 0.5, 0.5, 1)
-    )
+    larger, down, right, mirror = (0, 0.5, 0.5, 1) if draw is None else draw.random(4).tolist()
     frames, masks = scaled(frames, masks, round(short_side * (1 + zoom * larger)))
     height, width = frames.shape[-2:]
     top, left = int((height - size + 1) * down), int((width - size + 1) * right)
@@ -338,8 +365,8 @@ class VideoClips(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> dict:
         video = self.rows[position % len(self.rows)]
-        draw = None if self.seed is None else train.generator(self.seed, position)
-        place, speed = (0.5, 0) if draw is None else torch.rand(2, generator=draw).tolist()
+        draw = None if self.seed is None else np.random.default_rng([self.seed, position])
+        place, speed = (0.5, 0) if draw is None else draw.random(2).tolist()
         longest = (len(video.frames) - 1) // max(1, self.length - 1)
         stride = 1 + int(speed * max(1, min(self.max_stride, longest)))
         start = int(place * max(1, len(video.frames) - stride * (self.length - 1)))
@@ -473,19 +500,15 @@ class VideoMAEForVideoSegmentation(VideoMAEPreTrainedModel):
 def load_model(model_name: str, labels: list[str], decoder_width: int = 128):
     """(VideoMAEForVideoSegmentation, image processor): pre-trained encoder, new decoder.
 
-    `model_name`: see train.checkpoint_files; a fine-tuned classifier will do, without its head. Or
-    a folder that this script has written: then its decoder goes on learning, and only the head is
-    new, if the number of labels is another one. Raises ValueError as train.load_model does.
+    `model_name`: see videomae_v2.py; a fine-tuned classifier will do, without its head. Or what
+    this script has written: then its decoder goes on learning, and its head as well if it has the
+    same labels. Raises ValueError as train.load_model does.
     """
-    saved = Path(model_name, "config.json")
+    folder = videomae_v2.find(model_name)
+    saved = folder / "config.json"
     if saved.is_file() and "VideoMAEForVideoSegmentation" in saved.read_text():
-        model = VideoMAEForVideoSegmentation.from_pretrained(
-            model_name, num_labels=len(labels), ignore_mismatched_sizes=True
-        )
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: i for i, label in enumerate(labels)}
-        return model, train.clip_processor(Path(model_name), model.config.image_size)
-    classifier, processor = train.load_model(model_name, labels)
+        return load_own_model(folder, labels)
+    classifier, processor = train.load_model(str(folder), labels)
     config = classifier.config
     if config.patch_size & (config.patch_size - 1) or config.patch_size < 4:
         raise ValueError(
@@ -496,6 +519,28 @@ def load_model(model_name: str, labels: list[str], decoder_width: int = 128):
     model = VideoMAEForVideoSegmentation(config)
     model.videomae.load_state_dict(classifier.videomae.state_dict())
     return model, processor
+
+
+def load_own_model(folder: Path, labels: list[str]):
+    """load_model of what this script has written: as it was, or with a new head."""
+    config = VideoMAEConfig.from_pretrained(folder)
+    kept = one_form(config.id2label.values()) == labels
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    model, loading = VideoMAEForVideoSegmentation.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    wrong = loading["missing_keys"] | loading["unexpected_keys"]
+    if wrong:
+        raise ValueError(f"--model_name {folder}: missing or unexpected: {sorted(wrong)[:9]}")
+    print("the head has the same labels and is kept" if kept else "the head is new", flush=True)
+    if not kept:
+        model.head.reset_parameters()
+    return model, train.clip_processor(folder, config.image_size)
 
 
 # ---- Loss ---------------------------------------------------------------------------------------
@@ -677,7 +722,7 @@ def segment_video(model, frames, processor, batch_size: int = 4, precision: str 
     while new := list(islice(frames, length // 2 if window else length)):
         native = tuple(new[0].shape[-2:])
         small = short_size(*native, config.short_side)
-        window.extend(train.resized(frame[None], *small)[0] for frame in new)
+        window.extend(resized(frame[None], *small)[0] for frame in new)
         window.extend([window[-1]] * (length - len(window)))  # a video shorter than a window
         sums = weighted(torch.stack(list(window)))
         if pending is not None:  # the frames that have left the window are finished
@@ -762,9 +807,18 @@ def judge_videos(model, processor, videos: Videos, split: str, folder: Path, arg
 # ---- Flags --------------------------------------------------------------------------------------
 
 
+CLIPS = "only train.py has it, for clips with a label; leave it out"
+NOT_HERE = dict.fromkeys(
+    ["sampling", "sampling_rate", "eval_views", "eval_crops", "mixup", "cutmix",
+     "lora_rank", "class_weights", "on_bad_clip"], CLIPS
+)  # fmt: skip
+NOT_HERE |= {"num_frames": "here it is --clip_length", "image_size": "here it is --crop_size"}
+NOT_HERE |= {"label_smoothing_factor": "these losses have none; leave it out"}
+
+
 @dataclass
-class Arguments(train.RunArguments):
-    """This script's own flags; those of train.RunArguments and of TrainingArguments are too."""
+class Arguments(train.Arguments):
+    """This script's own flags; those of train.Arguments and of TrainingArguments are too."""
 
     loss: str = train.flag("ce+dice", f"One of {', '.join(LOSSES)}.")
     clip_length: int = train.flag(0, "Frames of a clip, in a row; 0: as many as the encoder's.")
@@ -779,32 +833,27 @@ class Arguments(train.RunArguments):
     per_device_train_batch_size: int = train.flag(2, "Clips at once.", "--train_batch_size")
     per_device_eval_batch_size: int = train.flag(4, "Squares at once.", "--eval_batch_size")
     metric_for_best_model: str | None = "miou"
+    label_smoothing_factor: float = 0.0
 
     def __post_init__(self):
-        train.require(self, "loss", LOSSES.__contains__, f"one of {LOSSES}")
-        train.require(
-            self, "clips_per_video max_stride", lambda value: value > 0, "must be above 0"
-        )
-        widths = 16, 32, 64, 128, 256, 512
-        train.require(self, "decoder_width", widths.__contains__, f"one of {widths}")
-        sizes = "clip_length crop_size short_side"
-        train.require(self, sizes, lambda value: value >= 0, "must not be below 0")
-        if self.label_smoothing_factor:
-            raise ValueError("--label_smoothing_factor: these losses have none; leave it out")
+        widths = [16, 32, 64, 128, 256, 512]
+        if self.loss not in LOSSES or self.decoder_width not in widths:
+            raise ValueError(f"--loss is one of {LOSSES}, --decoder_width one of {widths}")
+        if min(self.clips_per_video, self.max_stride) < 1:
+            raise ValueError("--clips_per_video and --max_stride must be above 0")
+        if min(self.clip_length, self.crop_size, self.short_side) < 0:
+            raise ValueError("--clip_length, --crop_size and --short_side must not be below 0")
+        for flag in fields(self):
+            if flag.name in NOT_HERE and getattr(self, flag.name) != flag.default:
+                raise ValueError(f"--{flag.name}: {NOT_HERE[flag.name]}")
         super().__post_init__()
 
 
 # ---- Training -----------------------------------------------------------------------------------
 
 
-class SegmentationTrainer(Trainer):
-    """Trainer for uint8 clips with a label for each pixel."""
-
-    loss_is_scaled_for_ga = False  # our loss is the mean over a batch
-
-    def _get_train_sampler(self, train_dataset=None) -> train.EpochSampler:
-        total, seed = len(self.train_dataset), self.args.seed
-        return train.EpochSampler(total, seed, epoch=lambda: int(self.state.epoch or 0))
+class SegmentationTrainer(train.ClipTrainer):
+    """train.ClipTrainer for clips with a label for each pixel."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss; in evaluation, the most likely label of each pixel comes with it."""
@@ -828,8 +877,6 @@ def make_trainer(args: Arguments, videos: Videos, model, processor) -> Segmentat
         return scores
 
     args.batch_eval_metrics = True  # labels of all pixels at once would not fit into memory
-    # Under the old names Trainer would lose biases: see train.make_trainer.
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     optimiser, options = Trainer.get_optimizer_cls_and_kwargs(args)
     shape = {"args": args, "size": config.crop_size, "length": config.clip_length}
     trainer = SegmentationTrainer(
@@ -840,9 +887,13 @@ def make_trainer(args: Arguments, videos: Videos, model, processor) -> Segmentat
         processing_class=processor,
         compute_metrics=compute_metrics,
         optimizers=(optimiser(train.parameter_groups(model, args), **options), None),
-        callbacks=[interruption := train.Interruption()],
+        callbacks=[train.Interruption()],
     )
-    trainer.interruption = interruption
+    names = [(video.name, len(video.frames)) for video in videos.splits["train"]]
+    trainer.plan = train.run_plan(args, names, videos.labels)
+    for name in ("decoder_width", "clip_length", "crop_size", "short_side"):
+        trainer.plan[name] = getattr(config, name)
+    trainer.plan |= {"clips_per_video": args.clips_per_video, "max_stride": args.max_stride}
     return trainer
 
 
@@ -872,40 +923,31 @@ def run(args: Arguments) -> dict:
     validation_*, those of whole videos (see judge_videos). Raises ValueError or FileNotFoundError
     for what is wrong with flags, videos or masks, before training.
     """
-    start = train.first_checkpoint(args)
     videos = load_videos(args.dataset)
-    if not start:  # it was done before
-        check_masks(videos, max(1, args.dataloader_num_workers))
-    with args.main_process_first():  # one process downloads
-        set_seed(args.seed)  # before the decoder is drawn
-        model, processor = make_model(args, videos.labels)
-    check_sizes(start, model.config)
-    train.check_disk(args, model)
+    metric, numbers = pixel_metric(len(videos.labels)), torch.arange(len(videos.labels))
+    metric.update(numbers, numbers)
+    train.check_before(args, {"loss", *pixel_scores(metric, videos.labels)})
+    set_seed(args.seed)  # before the decoder is drawn
+    model, processor = make_model(args, videos.labels)
     trainer = make_trainer(args, videos, model, processor)
+    start = train.checkpoint_to_resume(args, trainer.plan)
+    if not start:  # else it was done before
+        check_masks(videos, max(1, args.dataloader_num_workers))
     sizes = {split: len(part) for split, part in videos.splits.items()}
-    train.say(f"{sizes} videos, {len(videos.labels)} labels: {', '.join(videos.labels[:10])}")
-    train.fit(trainer, start)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{sizes} videos, {len(videos.labels)} labels: {', '.join(videos.labels[:10])}")
+    print(f"{learning:,} weights learn, in {args.precision} on {args.world_size} processes")
+    print(f"going on from {start}" if start else f"from {args.model_name}", flush=True)
+    trainer.train(resume_from_checkpoint=start)
+    broadcast(trainer.model.state_dict())  # as in train.train
 
     metrics = trainer.evaluate()
     split = "test" if "test" in videos.splits else "validation"
     folder = Path(args.output_data_dir) / "results"
     metrics |= judge_videos(trainer.model.eval(), processor, videos, split, folder, args)
     if trainer.is_world_process_zero():
-        train.save(trainer, trainer.model, train.run_record(args, videos.splits), metrics, {})
+        train.save(trainer, metrics, sizes)
     return metrics
-
-
-def check_sizes(start: str | None, config) -> None:
-    """Raises ValueError where the checkpoint `start` is of a model of other sizes than `config`."""
-    saved = Path(start or "", "config.json")
-    if start and saved.is_file():
-        saved = json.loads(saved.read_text())
-        for name in ("decoder_width", "clip_length", "crop_size", "short_side"):
-            if saved.get(name) != getattr(config, name):
-                raise ValueError(
-                    f"{start} was trained with --{name} {saved.get(name)}, this run has "
-                    f"{getattr(config, name)}: give that, or another --output_dir"
-                )
 
 
 # ---- Entry point --------------------------------------------------------------------------------

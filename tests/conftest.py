@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import av  # noqa: F401  before decord, whose libvpx would else write VP9 for it, and fail
 import pytest
 
 ROOT = Path(__file__).parent.parent

@@ -1,16 +1,22 @@
 """scripts/train.py: which frames of a clip are seen, that they are right, and how they vary."""
 
+from types import SimpleNamespace
+
+import av
+import decord
 import numpy as np
+import prepare_clips
 import pytest
 import torch
 import train
+from test_train import reading
 from videos import cut_without_encoding, every_frame, noise, numbered, turn, write_video
 
 B_FRAMES = {"bf": "3", "g": "30"}
 
 
 def draw(seed=0):
-    return torch.Generator().manual_seed(seed)
+    return np.random.default_rng(seed)
 
 
 # ---- Sampling
@@ -92,13 +98,13 @@ def test_decoded_frames_are_those_at_the_indices(name, sampling_rate, tmp_path):
     path = tmp_path / name
     write_video(path, numbered(100), **{"rate": 24} | KINDS[name])
     every = every_frame(path)
-    with train.av.open(str(path)) as container:
+    with av.open(str(path)) as container:
         times = np.array([frame.time for frame in container.decode(video=0)])
     for place in (0.1, 0.5, 0.9):
         indices = train.frame_indices(times, 16, sampling_rate, place)
         frames = train.read_frames(str(path), 16, sampling_rate, [place])[0]
         assert np.array_equal(frames.permute(0, 2, 3, 1).numpy(), every[indices])
-    assert train.clip_problem(str(path), 16) == (100, None)
+    assert prepare_clips.clip_problem(str(path), 16) == (100, None)
 
 
 @pytest.mark.parametrize("size", [(65, 97), (90, 122), (64, 64)])
@@ -122,7 +128,7 @@ def test_a_turned_video_is_upright(tmp_path):
     frames = train.read_frames(str(tmp_path / "turned.mp4"), 8)[0].permute(0, 2, 3, 1).numpy()
     expected = np.rot90(every_frame(tmp_path / "lying.mp4")[2::5], -1, (1, 2))
     assert np.abs(frames.astype(int) - expected).mean() < 2
-    assert train.clip_problem(str(tmp_path / "turned.mp4"), 8) == (40, None)
+    assert prepare_clips.clip_problem(str(tmp_path / "turned.mp4"), 8) == (40, None)
 
 
 RISKY = {
@@ -148,13 +154,13 @@ def test_files_whose_frames_decord_mixes_up_are_reported(name, tmp_path):
     every = every_frame(path)
     indices = train.frame_indices(np.arange(len(every)), 16, 0, 0.5)
     assert np.abs(frames.astype(int) - every[indices]).mean() > 1  # decord is wrong, silently
-    total, why = train.clip_problem(str(path), 16)
+    total, why = prepare_clips.clip_problem(str(path), 16)
     assert total == 0 and "decord mixes up the frames" in why and "prepare_clips.py" in why
 
 
 def test_a_risky_kind_with_the_right_frames_is_no_problem(tmp_path):
     write_video(tmp_path / "clip.avi", numbered(12), codec="mpeg4", bf="2", g="60")
-    assert train.clip_problem(str(tmp_path / "clip.avi"), 12) == (12, None)
+    assert prepare_clips.clip_problem(str(tmp_path / "clip.avi"), 12) == (12, None)
 
 
 # ---- Resize and crops
@@ -164,7 +170,7 @@ def test_a_risky_kind_with_the_right_frames_is_no_problem(tmp_path):
 def test_resize_and_crop_equal_the_processor_within_one_level(tmp_path, height, width):
     pixels = np.kron(noise(8, height // 2, width // 2), np.ones((1, 2, 2, 1), np.uint8))
     path = str(write_video(tmp_path / "clip.mp4", pixels))
-    frames = list(train.decord.VideoReader(path).get_batch([1, 3, 5, 7]).asnumpy())
+    frames = list(decord.VideoReader(path).get_batch([1, 3, 5, 7]).asnumpy())
     processor = train.clip_processor(tmp_path, 48)
     expected = processor(frames, do_rescale=False, do_normalize=False, return_tensors="pt")
     difference = train.read_clip(path, 4, 48) - expected["pixel_values"][0].float()
@@ -196,59 +202,50 @@ def still(tmp_path_factory):
     return str(path)
 
 
+VARIED = reading(image_size=48, zoom=0.3, horizontal_flip=True)
+
+
 def test_all_frames_are_changed_alike_and_each_draw_differs(still):
-    options = {"zoom": 0.3, "colour_jitter": 0.4, "flip": True}
-    clips = [train.read_train_clip(still, 4, 48, 0, draw(i), **options).float() for i in range(8)]
+    clips = [train.read_train_clip(still, VARIED, draw(i)).float() for i in range(8)]
     assert all((clip[0] - clip[-1]).abs().mean() < 3 for clip in clips)
     assert all((a[0] - b[0]).abs().mean() > 3 for a, b in zip(clips, clips[1:], strict=False))
 
 
 def test_the_same_draw_gives_the_same_clip(still):
-    options = {"zoom": 0.3, "colour_jitter": 0.4, "flip": True}
-    first, again = (train.read_train_clip(still, 4, 48, 0, draw(3), **options) for _ in range(2))
+    first, again = (train.read_train_clip(still, VARIED, draw(3)) for _ in range(2))
     assert torch.equal(first, again) and first.is_contiguous()
 
 
 def test_draws_follow_seed_epoch_and_clip(clips_folder):
     rows = train.load_clips(str(clips_folder))["train"]
-    reading = {"num_frames": 4, "size": 48, "sampling_rate": 0, "zoom": 0.5}
-    clips, other = (train.TrainClips(rows, seed, **reading) for seed in (0, 1))
+    flags = {"image_size": 48, "zoom": 0.5}
+    clips, other = (train.Clips(rows, reading(seed=seed, **flags), True) for seed in (0, 1))
     first = clips[3]["pixel_values"]
     assert torch.equal(first, clips[3]["pixel_values"])
     assert not torch.equal(first, clips[3 + len(rows)]["pixel_values"])  # the next epoch
     assert not torch.equal(first, other[3]["pixel_values"])
-    orders = [
-        list(train.EpochSampler(16, seed, lambda e=e: e)) for seed, e in ((0, 0), (0, 1), (1, 0))
-    ]
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1.25), (1, 0)):  # 1.25: after an interruption
+        state, args = SimpleNamespace(epoch=epoch), SimpleNamespace(seed=seed)
+        trainer = SimpleNamespace(train_dataset=range(16), args=args, state=state)
+        orders.append(list(train.EpochSampler(trainer)))
     assert len({tuple(i % 16 for i in order) for order in orders}) == 3
     assert [sorted(order) for order in orders[:2]] == [list(range(16)), list(range(16, 32))]
 
 
 def test_without_augmentation_training_sees_evaluations_picture(still):
-    clip = train.read_train_clip(still, 4, 64, 0, draw(), zoom=0)
-    wide = train.resized(train.read_frames(still, 4), 64, 96)[0].float()
+    clip = train.read_train_clip(still, reading(image_size=64, zoom=0), draw())
+    wide = train.read_frames(still, 4)[0].float()  # 64 x 96 pixels as it is
     offsets = [(clip[0] - wide[0, ..., x : x + 64]).abs().mean() for x in range(33)]
     assert min(offsets) < 1
 
 
 def test_flip_mirrors_half_of_the_clips_and_only_where_asked(still):
-    plain = [train.read_train_clip(still, 4, 48, 0, draw(i)) for i in range(20)]
-    flipped = [train.read_train_clip(still, 4, 48, 0, draw(i), flip=True) for i in range(20)]
+    asked = reading(image_size=48), reading(image_size=48, horizontal_flip=True)
+    plain, flipped = ([train.read_train_clip(still, a, draw(i)) for i in range(20)] for a in asked)
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, flipped, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(plain, flipped, strict=True)]
     assert all(m != s for m, s in zip(mirrored, same, strict=True)) and 4 < sum(mirrored) < 16
-
-
-def test_colours_by_hand():
-    clip = torch.tensor([100, 50, 200]).view(1, 3, 1, 1).to(torch.uint8)
-    grey = 0.299 * 100 + 0.587 * 50 + 0.114 * 200
-    expected = {
-        (1, 1, 1): [100, 50, 200], (0.5, 1, 1): [50, 25, 100], (1, 1, 0): [grey] * 3,
-        (1, 0, 1): [grey] * 3, (2, 1, 1): [200, 100, 255],
-    }  # fmt: skip
-    for factors, pixels in expected.items():
-        result = train.jittered(clip, *factors).flatten().tolist()
-        assert result == pytest.approx(pixels, abs=0.51)
 
 
 def test_mixup_and_cutmix_by_hand():
@@ -264,4 +261,3 @@ def test_mixup_and_cutmix_by_hand():
             assert (mixed == mixed[:, :1]).all()  # the same in all frames
             if not mixup:
                 assert set(mixed.unique().tolist()) <= {0.0, 1.0}
-    assert train.mixed(clips, targets, 0, 0)[0] is clips

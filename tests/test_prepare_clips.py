@@ -1,4 +1,7 @@
-"""scripts/prepare_clips.py: the same frames at the same times, bad clips named, nothing lost."""
+"""scripts/prepare_clips.py: the same frames at the same times, bad clips named, nothing lost.
+
+Its check of clips as they are is in test_bad_clips.py.
+"""
 
 import json
 import os
@@ -7,11 +10,14 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from fractions import Fraction
 
 import av
 import decord
+import huggingface_hub
 import numpy as np
 import prepare_clips
 import pytest
@@ -61,6 +67,14 @@ def patched(folder, code):
         'if __name__ == "__main__":\n    prepare_clips.main()\n'
     )
     return path
+
+
+def tree(folder, *names):
+    """Files with videos' names, which nobody opens."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
 
 
 # ---- The same frames at the same times
@@ -271,13 +285,59 @@ def test_folders_and_other_files_are_kept_and_hidden_ones_are_not(tmp_path):
     (source / "train" / "wave" / "1.txt").write_text("note")
     (source / "elsewhere").symlink_to(write_video(tmp_path / "else/7.mp4", numbered(12)).parent)
     code, out, _ = run(source, output)
-    assert code == 0 and out.startswith("5 clips prepared, 0 already there, 0 bad: 0.0 MB -> 0.0")
-    assert out.count("\n") == 1
+    left_out, summary = out.splitlines()
+    assert left_out == f"2 hidden files or folders are left out: {source / '.hidden'}"
+    assert code == 0 and summary.startswith("5 clips prepared, 0 already there, 0 bad: 0.0 MB -> ")
     assert {str(f.relative_to(output)) for f in output.rglob("*") if f.is_file()} == {
         "train/wave/1.MP4.mp4", "train/wave/deep/er/2.avi.mp4", "val/sit/3.mkv.mp4", "4.mov.mp4",
         "metadata.csv", "train/wave/1.txt", "elsewhere/7.mp4",
     }  # fmt: skip
     assert (output / "metadata.csv").read_text() == "file_name,label\n"
+
+
+def test_what_systems_put_beside_clips_is_left_out_and_counted(tmp_path):
+    clip = write_video(tmp_path / "clip.mp4", numbered(5)).read_bytes()
+    left_out = ["a/._1.mp4", "a/.DS_Store", "a/Thumbs.db", "a/desktop.ini", "__MACOSX/a/._1.mp4"]
+    left_out += ["a/.ipynb_checkpoints/1-checkpoint.mp4", "b/deep/.Trash-1000/files/2.mp4"]
+    for name in ["a/1.mp4", "b/deep/2.mp4", *left_out]:
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / name).write_bytes(clip)
+    code, out, _ = run(tmp_path / "clips", tmp_path / "out")
+    assert code == 0 and "2 clips prepared" in out
+    assert f"7 hidden files or folders are left out: {tmp_path}/clips/__MACOSX\n" in out
+    found = [f for f in (tmp_path / "out").rglob("*") if f.is_file()]
+    assert sorted(f.relative_to(tmp_path / "out").as_posix() for f in found) == [
+        "a/1.mp4", "b/deep/2.mp4",
+    ]  # fmt: skip
+
+
+def test_links_to_folders_are_followed_but_not_back_up(tmp_path):
+    clips = tree(tmp_path / "clips", "wave/2.mp4", "wave/10.mp4")
+    tree(tmp_path, "session/1.mp4", "third/deep/3.mp4")
+    (clips / "wave/more").symlink_to(tmp_path / "session")  # some clips of a class
+    (clips / "third").symlink_to(tmp_path / "third")  # a class
+    (clips / "wave/self").symlink_to(clips / "wave")
+    (clips / "wave/up").symlink_to(clips)
+    (clips / "wave/loop").symlink_to(clips / "wave/loop")
+    (clips / "nothing.mp4").symlink_to(tmp_path / "gone.mp4")  # is to be reported as a bad clip
+    files, left_out = prepare_clips.files_below(clips)
+    assert not left_out and [str(file.relative_to(clips)) for file in files] == [
+        "nothing.mp4", "third/deep/3.mp4", "wave/2.mp4", "wave/10.mp4", "wave/loop",
+        "wave/more/1.mp4",
+    ]  # fmt: skip
+
+
+def test_two_folders_that_link_to_each_other_are_walked_once(tmp_path):
+    clips = tree(tmp_path / "clips", "wave/2.mp4")
+    session = tree(tmp_path / "session", "1.mp4")
+    (clips / "wave/more").symlink_to(session)
+    (session / "up").symlink_to(clips)
+    assert len(prepare_clips.files_below(clips)[0]) == 2
+
+
+def test_digits_of_other_scripts_are_text(tmp_path):
+    tree(tmp_path, "1²2.mp4", "1a2.mp4", "1٣2.mp4")
+    assert len(prepare_clips.files_below(tmp_path)[0]) == 3
 
 
 @pytest.mark.parametrize(
@@ -355,6 +415,197 @@ def test_help_names_every_flag():
     assert all(f"--{flag}" in out for flag in ("short_side", "gop", "workers", "timeout"))
 
 
+# ---- Data sets: folders, archives, the Hub
+
+
+def pack(archive, folder):
+    """All of `folder` in an archive of the kind that its name says."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for file in sorted(folder.rglob("*")):
+                packed.write(file, file.relative_to(folder))
+    else:
+        kind = {".tar": "", ".tgz": "gz"}.get(archive.suffix, archive.suffix[1:])
+        with tarfile.open(archive, f"w:{kind}") as packed:
+            packed.add(folder, ".")
+    return archive
+
+
+def names(folder):
+    return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize("inside", ["", "data", "__MACOSX"])
+def test_a_folder_is_the_one_that_holds_train(tmp_path, monkeypatch, inside):
+    folder = tree(tmp_path / "home/my clips" / inside, "train/a/1.mp4", "train/train/2.mp4")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = folder if inside != "__MACOSX" else folder.parent  # train.py then says what is missing
+    assert prepare_clips.fetch("~/my clips") == found
+    monkeypatch.chdir(tmp_path)
+    assert prepare_clips.fetch("home/my clips").resolve() == found
+
+
+def test_two_folders_with_train_are_an_error(tmp_path):
+    tree(tmp_path, "one/train/a/1.mp4", "two/train/a/1.mp4")
+    with pytest.raises(ValueError, match=r"clips in \S*/one, \S*/two. Name the one"):
+        prepare_clips.fetch(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["c.tar.gz", "c.tgz", "c.tar", "c.zip", "v1.0.tar.xz"])
+@pytest.mark.parametrize("given", ["archive", "folder"])
+def test_an_archive_is_unpacked_beside_itself_once(tmp_path, name, given):
+    clips = tree(
+        tmp_path / "clips", "UCF/train/手/1.mp4", "UCF/test/手/2.mp4", "__MACOSX/train/._1.mp4"
+    )
+    archive = pack(tmp_path / "data" / name, clips)
+    dataset = str(archive if given == "archive" else archive.parent)
+    expected = archive.parent / f"{name}.unpacked" / "UCF"
+    for _ in range(2):
+        assert prepare_clips.fetch(dataset) == expected
+        assert names(expected) == ["test/手/2.mp4", "train/手/1.mp4"]
+        assert sorted(os.listdir(archive.parent)) == [name, f"{name}.unpacked"]
+        (expected / "test/手/2.mp4").touch()  # is not written anew
+    time.sleep(0.01)
+    archive.touch()
+    with pytest.raises(RuntimeError, match=f"{archive}: newer than .*; delete that folder"):
+        prepare_clips.fetch(dataset)
+
+
+def test_an_archive_without_train_is_its_folder(tmp_path):
+    archive = pack(tmp_path / "c.zip", tree(tmp_path / "clips", "a/1.mp4"))
+    assert prepare_clips.fetch(str(archive)) == tmp_path / "c.zip.unpacked"
+
+
+def test_parts_in_several_archives_are_an_error_and_not_lost(tmp_path):
+    for split in ("train", "validation"):
+        pack(tmp_path / f"data/{split}.zip", tree(tmp_path / split, f"{split}/a/1.mp4"))
+    pack(tmp_path / "data/notes.zip", tree(tmp_path / "notes", "read me.txt"))
+    for _ in range(2):
+        message = r"clips in \S*/train.zip.unpacked, \S*/validation.zip.unpacked. Name"
+        with pytest.raises(ValueError, match=message):
+            prepare_clips.fetch(str(tmp_path / "data"))
+
+
+def test_names_of_a_zip_that_does_not_say_utf_8(tmp_path):
+    """As macOS writes them: without the mark, Python takes them for those of MS-DOS."""
+    archive = pack(tmp_path / "c.zip", tree(tmp_path / "clips", "train/舉手/1.mp4"))
+    data = bytearray(archive.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+        place = -1
+        while (place := data.find(mark, place + 1)) >= 0:
+            data[place + at] &= ~0x08
+    archive.write_bytes(data)
+    assert names(prepare_clips.fetch(str(archive))) == ["train/舉手/1.mp4"]
+
+
+def evil(kind, archive):
+    archive.parent.mkdir(parents=True)
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.writestr("train/a/../../../../evil.mp4", "evil")
+    elif kind == "absolute zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.writestr(f"{archive.parent.parent}/evil.mp4", "evil")
+    elif kind == "damaged":
+        archive.write_bytes(b"neither a zip file nor a tar file")
+    else:
+        with tarfile.open(archive, "w:gz") as packed:
+            member = tarfile.TarInfo("../../evil.mp4" if kind == "tar" else "link")
+            if kind == "link":
+                member.type, member.linkname = tarfile.SYMTYPE, str(archive.parent.parent)
+            packed.addfile(member)
+
+
+@pytest.mark.parametrize("kind", ["zip", "absolute zip", "tar", "link", "damaged"])
+def test_an_archive_that_would_leave_its_folder_or_is_damaged_is_refused(tmp_path, kind):
+    archive = tmp_path / "data" / ("c.zip" if "zip" in kind else "c.tar.gz")
+    evil(kind, archive)
+    with pytest.raises(RuntimeError, match=f"{archive}: cannot be unpacked"):
+        prepare_clips.fetch(str(archive))
+    assert os.listdir(tmp_path) == ["data"] and os.listdir(archive.parent) == [archive.name]
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "data/c.zip", tree(tmp_path / "clips", "train/a/1.mp4"))
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system", str(archive.parent))
+
+    monkeypatch.setattr(prepare_clips.tempfile, "mkdtemp", refuse)
+    with pytest.raises(RuntimeError) as error:
+        prepare_clips.fetch(str(archive))
+    assert str(archive) in str(error.value) and "Read-only file system" in str(error.value)
+    assert str(error.value).endswith("Unpack it elsewhere and name the folder.")
+
+
+def test_two_processes_unpack_at_once(tmp_path):
+    clips = tree(tmp_path / "clips", *(f"train/a/{i}.mp4" for i in range(30)))
+    archive = pack(tmp_path / "data/c.tar.gz", clips)
+    code = (
+        "import pathlib, sys, time, prepare_clips\n"
+        "right = prepare_clips.os.rename\n"
+        "def rename(*args):\n"
+        "    pathlib.Path(sys.argv[2], sys.argv[3]).touch()\n"
+        "    while len(list(pathlib.Path(sys.argv[2]).iterdir())) < 2: time.sleep(0.01)\n"
+        "    right(*args)\n"  # both have unpacked all, and neither has renamed it
+        "prepare_clips.os.rename = rename\n"
+        "print(prepare_clips.fetch(sys.argv[1]))"
+    )
+    (tmp_path / "ready").mkdir()
+    env = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    command = [sys.executable, "-c", code, str(archive), str(tmp_path / "ready")]
+    pipe = {"stdout": subprocess.PIPE, "env": env, "text": True}
+    both = [subprocess.Popen([*command, str(i)], **pipe) for i in range(2)]
+    target = tmp_path / "data/c.tar.gz.unpacked"
+    for process in both:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and out.splitlines()[-1] == str(target)
+    assert len(names(target)) == 30
+    assert sorted(os.listdir(archive.parent)) == [archive.name, target.name]
+
+
+@pytest.mark.parametrize("layout", ["folder", "data", "archive"])
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch, layout):
+    hub = tree(tmp_path / "hub", "README.md")
+    clips = tree(tmp_path / "clips", "train/a/1.mp4")
+    inside = {"folder": hub, "data": hub / "data", "archive": hub / "UCF.tar.gz.unpacked"}[layout]
+    if layout == "archive":
+        (hub / "UCF.tar.gz").symlink_to(pack(tmp_path / "blobs/f00.gz", clips))
+    else:
+        tree(inside, "train/a/1.mp4")
+    asked = []
+    download = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(hub)
+    )
+    assert prepare_clips.fetch("owner/name") == inside
+    assert asked == [(("owner/name",), {"repo_type": "dataset"})]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)  # tests are offline
+    message = r"^--dataset owner/name: no such folder, and the Hub did not give it .*HF_TOKEN"
+    with pytest.raises(RuntimeError, match=message):
+        prepare_clips.fetch("owner/name")
+
+
+def test_what_is_no_data_set_is_told(tmp_path):
+    for missing in (str(tmp_path / "typo"), "~/typo", "./typo", "typo", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"^--dataset {missing}: no such folder. It ho"):
+            prepare_clips.fetch(missing)
+    with pytest.raises(ValueError, match="clip.mp4: neither a folder nor one of .zip .tar"):
+        prepare_clips.fetch(str(tree(tmp_path, "clip.mp4") / "clip.mp4"))
+
+
+def test_an_archive_is_prepared_like_a_folder(tmp_path):
+    write_video(tmp_path / "clips/UCF/train/a/1.avi", numbered(5), codec="mpeg4")
+    archive = pack(tmp_path / "data/c.tar.gz", tmp_path / "clips")
+    for source in (archive, archive.parent):
+        code, out, err = run(source, tmp_path / "out")
+        assert code == 0 and err == ""
+        assert names(tmp_path / "out") == ["train/a/1.avi.mp4"]
+    code, _, err = run("nobody/nothing", tmp_path / "out")
+    assert code == 1 and err.startswith("nobody/nothing: no such folder, and the Hub did not")
+
+
 # ---- Bad clips
 
 
@@ -396,11 +647,11 @@ def bad_tree(root):
         "b/cut.mkv": "truncated or damaged",
         "b/cut.mp4": "not a video, or damaged",
         "b/cut.webm": "truncated",
-        "c/codec.avi": "a codec that FFmpeg cannot decode",
+        "c/codec.avi": "damaged, or in a codec that FFmpeg cannot decode",
         "c/middle.mp4": "damaged at frame ",
         "c/middle.webm": "truncated or damaged",
         "d/frames.avi": "",
-        "d/huge.avi": "absurd frame size (8200 x 4400 pixels)",
+        "d/huge.avi": "frames of 8200 x 4400 pixels: scale it down",
         "d/sound.mp4": "no video stream (audio only)",
     }
 

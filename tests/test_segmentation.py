@@ -13,6 +13,7 @@ import train
 import train_segmentation as seg
 from conftest import ROOT, TINY
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 LABELS = ["background", "body", "raised_arm"]
 
@@ -309,12 +310,15 @@ def test_the_same_flags_give_the_same_metrics_with_any_number_of_workers(videos_
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--loss", "bce"], "--loss bce: one of"),
+        (["--loss", "bce"], "--loss is one of"),
         (["--clip_length", "5"], "--clip_length 5 must divide by 2"),
         (["--crop_size", "30"], "--crop_size 30 by 8"),
         (["--short_side", "16"], "--short_side 16: below --crop_size 32"),
-        (["--decoder_width", "20"], "--decoder_width 20: one of"),
-        (["--mixup", "0.8"], "unknown flag --mixup"),
+        (["--decoder_width", "20"], "--decoder_width one of"),
+        (["--mixup", "0.8"], "--mixup: only train.py has it"),
+        (["--sampling", "dense"], "--sampling: only train.py has it"),
+        (["--num_frames", "8"], "--num_frames: here it is --clip_length"),
+        (["--metric_for_best_model", "accurracy"], "_model accurracy: one of .*'miou'"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor: these losses have none"),
     ],
 )
@@ -333,7 +337,7 @@ def test_a_bad_mask_is_found_before_training(videos_folder, tmp_path):
     with pytest.raises(ValueError, match="1 of 110 masks cannot be used") as error:
         run(folder, tmp_path)
     assert f"  {mask}: a mask in mode RGB" in str(error.value)
-    assert not (tmp_path / "checkpoints").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_without_a_test_split_the_validation_videos_are_judged(videos_folder, tmp_path):
@@ -367,7 +371,7 @@ def test_masks_of_0_and_255_are_refused(videos_folder, tmp_path):
 def test_a_checkpoint_of_another_size_is_named(videos_folder, tmp_path):
     run(videos_folder, tmp_path, "--epochs", "1")
     more = ["--resume_from_checkpoint", "auto", "--decoder_width", "32"]
-    with pytest.raises(ValueError, match="was trained with --decoder_width 16, this run has 32"):
+    with pytest.raises(ValueError, match="is of another run: decoder_width was 16 and is 32"):
         run(videos_folder, tmp_path, *more)
 
 
@@ -459,3 +463,42 @@ def test_after_a_kernel_that_died_the_job_is_found_again_and_not_launched_twice(
     made = run_cell(NB, "launch", **given, segmentation_job="video-segmentation-2")
     assert made["segmentation_job"] == "video-segmentation-2"
     assert json.loads(run_file.read_text())["training_job_name"] == "video-classification-1"
+
+
+# ---- Going on -----------------------------------------------------------------------------------
+
+
+def test_another_batch_size_or_clip_is_refused(videos_folder, tmp_path):
+    """Reported for train.py: a step that means something else, and other numbers of epochs."""
+    run(videos_folder, tmp_path, "--epochs", "1")
+    on = ["--resume_from_checkpoint", "auto"]
+    for more, message in (
+        (["--train_batch_size", "4"], "accumulation_steps was 2 and is 4"),
+        (["--clips_per_video", "3"], "clips_per_video was 2 and is 3"),
+        (["--crop_size", "40"], "crop_size was 32 and is 40"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(videos_folder, tmp_path, *on, *more)
+
+
+def test_ones_own_head_goes_on_if_the_labels_are_the_same(videos_folder, tmp_path, capsys):
+    import tarfile
+
+    run(videos_folder, tmp_path, "--epochs", "1")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as archive:  # as SageMaker packs it
+        archive.add(tmp_path / "model", ".")
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    for name in ("model", "model.tar.gz"):
+        capsys.readouterr()
+        model, _ = seg.load_model(str(tmp_path / name), LABELS)
+        assert "the head has the same labels and is kept" in capsys.readouterr().out
+        assert all(torch.equal(saved[k], v) for k, v in model.state_dict().items() if "head" in k)
+    other, _ = seg.load_model(str(tmp_path / "model"), ["floor", "wall", "roof"])
+    assert "the head is new" in capsys.readouterr().out
+    assert not torch.equal(other.head.weight, saved["head.weight"])
+    kept = "stages.0.up.0.weight"
+    assert torch.equal(other.state_dict()[kept], saved[kept])
+    weights = {name: tensor for name, tensor in saved.items() if name != kept}
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing or unexpected.*{kept}"):
+        seg.load_model(str(tmp_path / "model"), LABELS)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -192,11 +193,12 @@ def memory_table(folder, count=2000):
     """Resident memory of a process that reads clips, as a DataLoader worker does."""
     files = write_clips(folder / "memory", 240, 320, 12, 8)
     process, sizes = psutil.Process(), {}
+    flags = SimpleNamespace(num_frames=FRAMES, image_size=SIZE, rate=0, zoom=0.15)
+    flags.horizontal_flip = False
     for i in tqdm(range(count + 1), "memory", disable=None):
         if i in (100, count // 2, count):
             sizes[i] = process.memory_info().rss / 2**20
-        draw = torch.Generator().manual_seed(i)
-        train.read_train_clip(files[i % 8], FRAMES, SIZE, 0, draw, colour_jitter=0.3)
+        train.read_train_clip(files[i % 8], flags, np.random.default_rng(i))
     print("\nResident memory (MiB) after reading so many clips")
     print(" ".join(f"{i}: {size:.0f}" for i, size in sizes.items()), end="")
     print(f"   growth: {sizes[count] - sizes[100]:.1f} MiB")

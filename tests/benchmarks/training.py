@@ -84,7 +84,7 @@ def trainer_loop(processor, steps, args):
     return (clock.last - clock.first) / steps
 
 
-class Clock(train.TrainerCallback):
+class Clock(transformers.TrainerCallback):
     first = None
 
     def on_step_end(self, *args, **kwargs):
@@ -97,7 +97,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
-    train.say = lambda *words: None
     with tempfile.TemporaryDirectory() as folder:
         processor = train.clip_processor(Path(folder), CONFIG["image_size"])
         flags = f"""--output_dir {folder} --train_batch_size {BATCH} --epochs 1 --save_strategy no

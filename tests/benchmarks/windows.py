@@ -44,10 +44,7 @@ def apart(path, classifier, hop):
         seconds = (first + np.arange(count) + 0.5) * tick
         wanted = np.searchsorted(times, seconds + inference.ROUNDING, side="right") - 1
         frames = from_dlpack(reader.get_batch(wanted.tolist()).to_dlpack()).permute(0, 3, 1, 2)
-        height, width = (int(s * size / min(frames.shape[-2:])) for s in frames.shape[-2:])
-        top, left = (height - size) // 2, (width - size) // 2
-        frames = train.resized(frames, height, width)
-        clips.append(frames[..., top : top + size, left : left + size])
+        clips.append(train.cropped(frames, size, size, 0.5, 0.5))
         if len(clips) == 8:
             judged.append(inference.clip_probabilities(torch.stack(clips), classifier))
             clips.clear()
