@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 import train
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
+from transformers import TrainerControl
 
 SCRIPT = str(ROOT / "scripts" / "train.py")
 # Nothing is left out that draws or remembers: workers, augmentation, mixup, schedule. An epoch has
@@ -344,3 +346,52 @@ def test_the_checkpoint_is_told_and_other_labels_are_refused(
         copy.symlink_to(path)
     with pytest.raises(ValueError, match="is of another run.* another --output_dir"):
         train.train(train.parse_arguments([*flags, "--dataset", "other"]))
+
+
+# ---- The callback by itself
+
+
+@pytest.fixture
+def watch():
+    """(callback, step): `step` is the end of a step for it, and returns Trainer's control."""
+    callback = train.Interruption()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def step(epoch, world_size=1, save_minutes=0):
+        args = SimpleNamespace(world_size=world_size, save_minutes=save_minutes, device="cpu")
+        control = TrainerControl()
+        callback.on_step_end(args, SimpleNamespace(epoch=epoch), control)
+        return control
+
+    callback.on_train_begin(None, None, None)
+    yield callback, step
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_comes_while_processes_agree_is_heard_at_the_next_step(watch, monkeypatch):
+    callback, step = watch
+
+    def all_reduce(news, op):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert not step(0.25, world_size=2).should_training_stop
+    control = step(0.5)
+    assert control.should_training_stop and control.should_save
+
+
+def test_the_stop_of_another_callback_is_no_sigterm(watch):
+    callback, step = watch
+    step(0.5)
+    control = TrainerControl(should_training_stop=True)  # as early stopping sets it
+    callback.on_train_end(None, SimpleNamespace(global_step=3, max_steps=9), control)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # what follows can be ended
+
+
+def test_save_minutes_waits_for_the_evaluation_at_the_end_of_an_epoch(watch):
+    """A checkpoint before it would be taken for one of an epoch that was evaluated."""
+    callback, step = watch
+    assert step(0.75, save_minutes=1e-9).should_save
+    assert not step(1.0, save_minutes=1e-9).should_save
+    callback.on_save(None, SimpleNamespace(epoch=1.0), None)
+    assert not step(1.25, save_minutes=60).should_save
