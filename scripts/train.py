@@ -59,7 +59,7 @@ def sibling(name: str):
 # ---- Clips: which frames, and what the model sees of them ---------------------------------------
 def frame_indices(times: np.ndarray, num_frames: int, sampling_rate: float, place) -> np.ndarray:
     """Which frames of a clip the model sees: int64 [num_frames], in [0, total). `times` [total]:
-    when each frame starts, in seconds. `place` in [0, 1): one, or if uniform one for each frame.
+    when each frame starts, in seconds. `place` in [0, 1): one; or, uniform, [num_frames] of them.
     Uniform (`sampling_rate` 0): the frame at `place` of each of `num_frames` equal segments (TSN,
     arXiv:1608.00859). Dense: a window at `place` of the clip, a frame every `sampling_rate` / 30 s
     by the clip's own clock. A short clip repeats frames."""
@@ -206,7 +206,7 @@ def load_model(model_name: str, labels: list[str], num_frames: int = 0, image_si
     wrong = sorted(name for name in lost if not re.match(optional, name))
     if wrong:
         raise ValueError(f"{model_name}: {wrong[:9]} missing or unexpected; see videomae_v2.py")
-    kept = old_labels == labels and "classifier.weight" not in lost
+    kept = old_labels == labels and "classifier.weight" not in lost  # the same, in this order
     print("the head has the same labels and is kept" if kept else "the head is new", flush=True)
     if not kept:
         torch.nn.init.normal_(model.classifier.weight, std=config.initializer_range)
@@ -232,7 +232,7 @@ def normalised(clips: torch.Tensor, processor) -> torch.Tensor:
 
 
 def trainable(model, freeze: str = "none", lora_rank: int = 0):
-    """The model with the frozen part frozen, or as a peft model with LoRA (arXiv:2106.09685)."""
+    """The model with a part frozen (--freeze), or a peft model with LoRA (arXiv:2106.09685)."""
     choice = re.fullmatch(r"none|backbone|all_but_(\d+)", freeze)
     if not choice or (lora_rank and freeze != "none"):
         raise ValueError(f"--freeze {freeze}: none (so with --lora_rank), backbone or all_but_N")
@@ -373,11 +373,11 @@ def parameter_groups(model, args: Arguments) -> list[dict]:
 
 
 def mixed(clips: torch.Tensor, targets: torch.Tensor, mixup: float, cutmix: float):
-    """Clips and targets [batch, labels] mixed with the batch in reverse order: blended (mixup,
-    arXiv:1710.09412), or with a box of the other clip in all frames (cutmix, arXiv:1905.04899)."""
+    """Clips [batch, frames, channels, height, width] and targets [batch, labels], mixed with the
+    batch in reverse order: blended (mixup, arXiv:1710.09412), or a box (cutmix, 1905.04899)."""
     cut = cutmix > 0 and (mixup == 0 or np.random.rand() < 0.5)
-    share = np.random.beta(cutmix, cutmix) if cut else np.random.beta(mixup, mixup)  # that stays
-    other = clips.flip(0)
+    alpha, other = cutmix if cut else mixup, clips.flip(0)
+    share = np.random.beta(alpha, alpha)  # of a clip, that stays
     if cut:
         height, width = clips.shape[-2:]
         rows, columns = int((1 - share) ** 0.5 * height), int((1 - share) ** 0.5 * width)
@@ -508,7 +508,7 @@ def checkpoint_to_resume(args: Arguments, plan: dict) -> str | None:
 
 
 def run_plan(args: Arguments, names: list, labels: list[str]) -> dict:
-    """What a step of this run means, for its checkpoints. `names`: of the training clips."""
+    """What a step of this run means: its checkpoints keep it. `names`: of the training clips."""
     step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     plan = {"train_batch_size x processes x gradient_accumulation_steps": step, "labels": labels}
     for name in ("seed", "num_frames", "image_size", "rate", "freeze", "lora_rank"):
