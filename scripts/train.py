@@ -39,7 +39,7 @@ import transformers
 from accelerate.utils import broadcast, broadcast_object_list, wait_for_everyone
 from safetensors import safe_open
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import Trainer, VideoMAEForVideoClassification, VideoMAEImageProcessorPil
+from transformers import Trainer, VideoMAEForVideoClassification
 from transformers.utils.versions import require_version
 
 # 5.5.1 to 5.17.0 load VideoMAE checkpoints with their query and value biases silently zero.
@@ -214,14 +214,14 @@ def load_model(model_name: str, labels: list[str], num_frames: int = 0, image_si
     return model, clip_processor(folder, config.image_size)
 
 
-def clip_processor(folder, size: int) -> VideoMAEImageProcessorPil:
+def clip_processor(folder, size: int):
     """The image processor saved in `folder`, else VideoMAE's: ImageNet's mean and deviation."""
     sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     try:
-        return VideoMAEImageProcessorPil.from_pretrained(folder, **sizes)
+        return transformers.VideoMAEImageProcessorPil.from_pretrained(folder, **sizes)
     except OSError:  # none was saved
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-        return VideoMAEImageProcessorPil(image_mean=mean, image_std=std, **sizes)
+        return transformers.VideoMAEImageProcessorPil(image_mean=mean, image_std=std, **sizes)
 
 
 def normalised(clips: torch.Tensor, processor) -> torch.Tensor:

@@ -27,6 +27,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py, before torch is there
+
 import accelerate
 import numpy as np
 import torch

@@ -194,8 +194,7 @@ def trained(tmp_path_factory, clips_folder):
 
 def test_views_are_judged_as_the_training_script_judges_them(tools, trained, tmp_path):
     trainer, rows = trained
-    transform = trainer.eval_dataset.format["format_kwargs"]["transform"]
-    wanted = trainer.predict(rows.with_transform(transform)).predictions
+    wanted = trainer.predict(train.Clips(rows, trainer.args, training=False)).predictions
     model, processor = trainer.model.eval(), trainer.processing_class
     files = [row["path"] for row in rows["video"]]
     given = {"torch": torch, "train": train, "config": model.config, "model": model}
