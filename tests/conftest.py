@@ -14,6 +14,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the Hub
 TINY = ROOT / "notebooks" / "local_mode" / "tiny_videomae_v2"
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs_before_all_else():
+    """No test leaves this process with real-time priority: an encoder that root runs may."""
+    yield
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.fixture(scope="session")
 def clips_folder(tmp_path_factory):
     """Drawn clips: 16 for training, 8 for validation, 12 for testing."""
