@@ -27,10 +27,9 @@ the same.
 
 import argparse
 import csv
-import errno
+import hashlib
 import io
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -42,33 +41,34 @@ import time
 import unicodedata
 import zipfile
 from concurrent.futures import as_completed
-from fractions import Fraction
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
-import decord
+import clip_tables
 import numpy as np
+from clip_files import (
+    FORMATS,
+    FULL,
+    PICTURES,
+    Timing,
+    clip_problem,
+    clip_times,
+    decode,
+    frames_of,
+    natural,
+    pictures_timing,
+    prepare_clip,
+)
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-decord.logging.set_level(decord.logging.QUIET)  # our own report is shorter
-av.logging.set_skip_repeated(False)  # else the second damaged file looks sound
-
-FORMATS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpeg", ".m4v", ".wmv")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 # ---- A data set: its files ----------------------------------------------------------------------
 
 # The one walk of a tree: for training, preparing, uploading and segmentation.
 CLUTTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini")  # of macOS and Windows
-
-
-def natural(path) -> list:
-    """Sorting key: frame2 comes before frame10."""
-    parts = re.split("([0-9]+)", str(path))
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def files_below(folder) -> tuple[list[Path], list[Path]]:
@@ -205,7 +205,10 @@ def unzip(archive: Path, folder: Path) -> None:
 # ---- A data set: its splits and labels ----------------------------------------------------------
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-READ = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpeg")  # what training reads as it is
+TABLES = ("metadata.csv", "metadata.jsonl")  # as the videofolder of `datasets` reads them
+TITLE = "prepare clips"
+COLUMNS = ("split", "label", "clips", "groups", "minutes")
+OWN = ("clips_report.json", "bad_clips")  # how the names begin of what this script writes
 
 
 def one_form(names, where: str = "labels") -> list[str]:
@@ -220,13 +223,179 @@ def one_form(names, where: str = "labels") -> list[str]:
     return labels
 
 
+@dataclass
+class Found:
+    """The clips of a data set, and what else is there.
+
+    rows: dicts of `video` (a file, or a folder of numbered pictures), `label`, `split`, `group`
+    (what must stay in one split) and what else a table says of the clip.
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)  # of train, with those that have no clips
+    problems: list[str] = field(default_factory=list)  # one line each
+    left_out: list[Path] = field(default_factory=list)
+
+
+def find_clips(root: Path, pictures: bool = False) -> Found:
+    """Finds the clips of a data set in the layouts that people have; none is opened.
+
+    Clips below a folder with a table (metadata.csv or .jsonl) are those that the table names; lists
+    `path label` (train.txt, val.csv, ...) name clips where no folder is a split; all others lie in
+    <split>/<label>/. With `pictures`, a folder of numbered pictures is a clip.
+    Raises ValueError for labels that look the same, or two tables in one folder.
+    """
+    files, left_out = files_below(root)
+    found = Found(left_out=left_out)
+    folders = frame_folders(files) if pictures else {}
+    clips = [*videos_of(files), *folders]
+    read = [(file, table_rows(file)) for file in files if file.name in TABLES]
+    tables = {table.parent: rows for table, rows in read if rows}
+    if len(tables) < sum(bool(rows) for _, rows in read):
+        raise ValueError(f"{root}: a folder has metadata.csv and metadata.jsonl; keep one")
+    lists = [file for file in files if file.parent == root and split_of_list(file)]
+    for folder, rows in tables.items():
+        add_table(found, root, folder, rows)
+    inside = [clip for clip in clips if not tables.keys() & {*clip.parents}]
+    if lists and not any(clip.relative_to(root).parts[0] in SPLITS for clip in clips):
+        for file in lists:
+            add_list(found, root, file)
+    else:
+        add_folders(found, root, inside)
+    named = {row["video"] for row in found.rows} | {f for fs in folders.values() for f in fs}
+    own = [f for f in files if f.name in TABLES or f.name.startswith(OWN) or f in lists]
+    found.left_out += [file for file in files if file not in named and file not in own]
+    return found
+
+
+def frame_folders(files: list[Path]) -> dict[Path, list[Path]]:
+    """{folder: its pictures} where these are numbered, two or more, with no video beside."""
+    inside = {}
+    for file in files:
+        inside.setdefault(file.parent, []).append(file)
+    found = {}
+    for folder, those in inside.items():
+        pictures = [file for file in those if file.suffix.lower() in PICTURES]
+        numbered = len(pictures) > 1 and all(re.search("[0-9]", file.stem) for file in pictures)
+        if numbered and not videos_of(those):
+            found[folder] = pictures
+    return found
+
+
+def table_rows(table: Path) -> list[dict]:
+    """The rows of a metadata.csv or metadata.jsonl that name a file. Raises ValueError."""
+    try:
+        text = table.read_text("utf-8-sig")
+        if table.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{table}: not UTF-8, or no table ({error})") from None
+    return [row for row in rows if row.get("file_name")]
+
+
+def add_table(found: Found, root: Path, folder: Path, rows: list[dict]) -> None:
+    """Adds the clips that the table in `folder` names."""
+    seen = set()
+    known_bad = bad_clips_of(root)
+    for place, row in enumerate(rows, 1):
+        where = f"{folder}/metadata, clip {place}"
+        video = folder / row["file_name"]
+        inner = Path(os.path.relpath(video, root)).parts
+        label = row.get("label")
+        if label is None and len(inner) > 2 and inner[0] in SPLITS:
+            label = inner[1]
+        split = row.get("split") or (inner[0] if inner[0] in SPLITS else "train")
+        label = unicodedata.normalize("NFC", str("" if label is None else label)).strip()
+        if video.name in known_bad and not video.exists():
+            found.left_out.append(video)
+        elif not video.exists():
+            found.problems.append(f"{where}: no such file: {video}")
+        elif video in seen:
+            found.problems.append(f"{where}: {video} is there twice")
+        elif not label:
+            found.problems.append(f"{where}: {video} has no label")
+        elif split not in SPLITS:
+            found.problems.append(f"{where}: a split is one of {', '.join(SPLITS)}, not {split}")
+        else:
+            more = {"video": video, "label": label, "split": SPLITS[split]}
+            found.rows.append(row | more | {"group": row.get("group") or "/".join(inner)})
+        seen.add(video)
+    found.labels |= {row["label"] for row in found.rows if row["split"] == "train"}
+
+
+def bad_clips_of(root: Path) -> set[str]:
+    """The names of prepared clips that are not there, since prepare_clips.py found them bad."""
+    reports = [json.loads(file.read_text()) for file in root.glob("bad_clips*.json")]
+    return {output_name(Path(video)).name for report in reports for video in report}
+
+
+def split_of_list(file: Path) -> str:
+    """The split that a list is named after (train.csv, ucf101_val_split_1_videos.txt), or ""."""
+    if file.suffix.lower() not in (".txt", ".csv", ".list") or file.name in TABLES:
+        return ""
+    found = re.findall("(?:^|[_-])(train|validation|val|test)(?=[_-]|$)", file.stem.lower())
+    return SPLITS[found[0]] if found else ""
+
+
+def add_list(found: Found, root: Path, file: Path) -> None:
+    """Adds the clips of a list with a line `path label` for each, or `path frames label`.
+
+    VideoMAE has such lists (train.csv), and mmaction (train_list.txt, for folders of pictures too).
+    Paths are taken as below `root`, or below a folder in it.
+    """
+    places = [root, *sorted(place for place in root.glob("[!.]*/"))]
+    for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
+        parts = re.fullmatch(r"(.+?)[ ,\t]+(\S+)", line.strip())
+        if not parts:
+            if line.strip():
+                found.problems.append(f"{file}, line {number}: not `path label`: {line.strip()}")
+            continue
+        name, label = parts.groups()
+        shorter = re.sub(r"[ ,\t]+[0-9]+$", "", name)  # without the number of its pictures
+        there = [p / n for n in (name, shorter) for p in places if n and (p / n).exists()]
+        if not there:
+            found.problems.append(f"{file}, line {number}: no such clip below {root}: {name}")
+            continue
+        group = there[0].relative_to(root).as_posix() if there[0].is_relative_to(root) else name
+        row = {"video": there[0], "label": label, "split": split_of_list(file), "group": group}
+        found.rows.append(row)
+    found.labels |= {row["label"] for row in found.rows if row["split"] == "train"}
+
+
+def add_folders(found: Found, root: Path, clips: list[Path]) -> None:
+    """Adds the clips that lie in <split>/<label>/, at any depth."""
+    label_of = {}  # {(folder of the split, folder of the label): label}
+    for name in SPLITS:
+        folders = [place.name for place in sorted(root.glob(f"{name}/[!.]*/"))]
+        folders = [folder for folder in folders if folder.lower() not in CLUTTER]
+        keys = [(name, folder) for folder in folders]
+        label_of |= zip(keys, one_form(folders, f"{root}/{name}"), strict=True)
+    found.labels |= {label for (name, _), label in label_of.items() if name == "train"}
+    for clip in clips:
+        name, *inner = clip.relative_to(root).parts
+        if name in SPLITS and len(inner) < 2:
+            found.problems.append(f"{clip}: a clip without a label; it goes into {name}/<label>/")
+        elif name in SPLITS:
+            label, group = label_of[name, inner[0]], clip.relative_to(root).as_posix()
+            row = {"video": clip, "label": label, "split": SPLITS[name], "group": group}
+            found.rows.append(row)
+
+
+def in_order(labels) -> list[str]:
+    """Labels as the model numbers them: numbers by size, names by the alphabet."""
+    digits = all(label.isdecimal() for label in labels)
+    return sorted(labels, key=int if digits else str)
+
+
 def load_clips(dataset: str, seed: int = 42):
     """The clips that train.py trains on, as a datasets.DatasetDict; none is decoded.
 
-    Columns: `video` {"path", "bytes"} and `label`. Labels are the names of the folders in train/,
-    splits the folders train, validation (or val) and test; see fetch for `dataset`. Without a
-    validation split, a seventh of the training clips becomes one. Raises ValueError for a clip
-    without a label, a label that train/ does not have, or a label in train/ without clips.
+    Columns: `video` {"path", "bytes"} and `label`. See fetch for `dataset`, find_clips for layouts.
+    Without a validation split, a seventh of the training clips becomes one, in whole groups. Raises
+    ValueError for a clip without a label, a label that train/ does not have, or a label in train/
+    without clips.
     """
     import datasets
 
@@ -234,345 +403,69 @@ def load_clips(dataset: str, seed: int = 42):
     where = f"--dataset {root}"
     if (root / "val").is_dir() and (root / "validation").is_dir():
         raise ValueError(f"{where}: val and validation are the same split; keep one")
-    label_of = {}  # {(folder of the split, folder of the label): label}
-    for name in SPLITS:
-        folders = [place.name for place in sorted(root.glob(f"{name}/[!.]*/"))]
-        folders = [folder for folder in folders if folder.lower() not in CLUTTER]
-        keys = [(name, folder) for folder in folders]
-        label_of |= zip(keys, one_form(folders, f"{where}/{name}"), strict=True)
-    labels = sorted(label for (name, _), label in label_of.items() if name == "train")
-    if len(labels) < 2:
+    found = find_clips(root)
+    labels, rows, problems = in_order(found.labels), found.rows, found.problems
+    if len(labels) < 2 and not problems:
         raise ValueError(
             f"{where}: a classifier needs two classes or more, found {labels}. "
             "Put the clips into train/<label>/, one folder per label."
         )
-    rows = clip_rows(root, label_of, labels)
+    one_form(labels, where)
+    for row in rows:
+        if row["label"] not in labels:
+            unknown = f"split {row['split']} has a label that train has not: {ascii(row['label'])}"
+            problems.append(f"{row['video']}: {unknown}")
+    if problems:
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise ValueError("\n".join(problems[:20] + more))
+    say_what_is_left_out(root, found)
+    missing = sorted({*labels} - {row["label"] for row in rows if row["split"] == "train"})
+    if missing:
+        raise ValueError(f"{where}: split train has no clips of {missing}")
+    if not any(row["split"] == "validation" for row in rows):
+        draw_validation(rows, where, seed)
     types = {"video": datasets.Video(decode=False), "label": datasets.ClassLabel(names=labels)}
     clips = datasets.DatasetDict()
-    for split, found in rows.items():
-        lacking = sorted(set(labels) - {label for _, label in found})
-        message = f"{where}: split {split} has no clips ({' '.join(READ)}) of {lacking}"
-        if lacking and split == "train":
-            raise ValueError(message)
+    for split in [name for name in SPLITS if any(row["split"] == name for row in rows)]:
+        part = [row for row in rows if row["split"] == split]
+        lacking = sorted({*labels} - {row["label"] for row in part})
         if lacking:
-            say(f"warning: {message}")
-        columns = {"video": [path for path, _ in found], "label": [label for _, label in found]}
+            say(f"warning: {where}: split {split} has no clips of {lacking}")
+        columns = {"video": [str(r["video"]) for r in part], "label": [r["label"] for r in part]}
         clips[split] = datasets.Dataset.from_dict(columns, datasets.Features(types))
-    return clips if "validation" in clips else with_validation(clips, labels, where, seed)
-
-
-def clip_rows(root: Path, label_of: dict, labels: list[str]) -> dict[str, list]:
-    """{split: [(path, label)]} of the clips below `root`; says how much else is left out."""
-    files, left_out = files_below(root)
-    rows, strays = {"train": [], "validation": [], "test": []}, set()
-    for file in files:
-        name, *inner = file.relative_to(root).parts
-        if name not in SPLITS and inner:
-            strays.add(name)
-        elif name not in SPLITS or file.suffix.lower() not in READ:
-            left_out.append(file)
-        elif len(inner) < 2:
-            raise ValueError(f"{file}: a clip without a label; it goes into {name}/<label>/")
-        elif label_of[name, inner[0]] not in labels:
-            unknown = ascii(label_of[name, inner[0]])
-            raise ValueError(f"{file}: split {name} has a label that train has not: {unknown}")
-        else:
-            rows[SPLITS[name]].append((str(file), label_of[name, inner[0]]))
-    if left_out:
-        say(f"left out, as hidden or not {' '.join(READ)}: {len(left_out)}, such as {left_out[-1]}")
-    if strays:
-        say(f"{root}: folders that are no split are left out: {sorted(strays)}")
-    return {split: found for split, found in rows.items() if found or split == "train"}
-
-
-def with_validation(clips, labels: list[str], where: str, seed: int):
-    """The DatasetDict, with a seventh of its training clips as validation split."""
-    counts = np.bincount(clips["train"]["label"], minlength=len(labels))
-    single = [label for label, count in zip(labels, counts, strict=True) if count < 2]
-    if single:
-        raise ValueError(f"{where}: too few clips for a validation split, one only of {single}")
-    share = max(len(labels), len(clips["train"]) // 7)
-    parts = clips["train"].train_test_split(share, stratify_by_column="label", seed=seed)
-    clips["train"], clips["validation"] = parts["train"], parts["test"]
-    gone = {*clips["train"]["label"]} - {*clips["validation"]["label"]}
-    lacking = f"; none of {[labels[i] for i in sorted(gone)]}" if gone else ""
-    say(f"no validation split: {share} training clips become one{lacking}")
     return clips
+
+
+def say_what_is_left_out(root: Path, found: Found) -> None:
+    """Says how many files are not taken, and which folders are no splits."""
+    top = {f: f.relative_to(root).parts[0] for f in found.left_out if f.parent != root}
+    no_split = (name for name in top.values() if name not in SPLITS and name[0] != ".")
+    strays = sorted({name for name in no_split if name.lower() not in CLUTTER})
+    inside = [file for file in found.left_out if top.get(file) not in strays]
+    if inside:
+        say(f"left out, as hidden or no video: {len(inside)}, such as {inside[-1]}")
+    if strays:
+        say(f"{root}: folders that are no split are left out: {strays}")
+
+
+def draw_validation(rows: list[dict], where: str, seed: int) -> None:
+    """Makes whole groups of training clips the validation split. Raises ValueError."""
+    free = [row | {"split": row["split"].replace("train", "")} for row in rows]
+    drawn = clip_tables.draw_splits(free, {"validation": 1 / 7}, seed)
+    for row, split in zip(rows, drawn, strict=True):
+        row["split"] = split
+    share = drawn.count("validation")
+    if not share:
+        raise ValueError(f"{where}: too few clips for a validation split")
+    gone = {row["label"] for row in rows} - {r["label"] for r in rows if r["split"] == "validation"}
+    lacking = f"; none of {sorted(gone)}" if gone else ""
+    say(f"no validation split: {share} training clips become one{lacking}")
 
 
 def say(text: str) -> None:
     """Prints; of several processes, only the first one does."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(text, flush=True)
-
-
-# ---- One clip: open it, its times and its size --------------------------------------------------
-
-MAX_PIXELS = 8192 * 4320  # of a frame; a wrong header can ask for far more than there is memory
-
-
-def open_clip(path: Path):
-    """(container, video stream) of a file, not yet decoded.
-
-    Raises ValueError or av.FFmpegError with the reason where there is no video that FFmpeg decodes.
-    """
-    if not path.is_file():
-        raise ValueError("no such file (a broken link?)")
-    if not path.stat().st_size:
-        raise ValueError("empty file (0 bytes)")
-    container = av.open(str(path))
-    cover = av.stream.Disposition.attached_pic  # the picture of an audio file is no video
-    streams = [s for s in container.streams.video if not s.disposition & cover]
-    if not streams:
-        raise ValueError("no video stream" + " (audio only)" * bool(container.streams.audio))
-    if streams[0].codec_context is None:
-        raise ValueError("damaged, or in a codec that FFmpeg cannot decode")
-    width, height = streams[0].width, streams[0].height
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"frames of {width} x {height} pixels: scale it down")
-    return container, streams[0]
-
-
-def clip_times(path: Path) -> tuple[Fraction, float, np.ndarray]:
-    """(frames per second of the prepared clip, its end in seconds, when each frame is shown).
-
-    Nothing is decoded: packets tell. The end counts from the first frame; it is 0 if the frame rate
-    is constant, since then each frame is kept, once. Times: float64 [frames], rising, in seconds.
-    Raises ValueError where the file is damaged or ends early.
-    """
-    av.logging.set_level(av.logging.ERROR)  # over damage, a demuxer only logs and goes on
-    with av.logging.Capture() as log:
-        container, stream = open_clip(path)
-        with container:
-            # An edit list discards what a cut without re-encoding left before its start.
-            shown = (p for p in container.demux(stream) if p.size and not p.is_discard)
-            packets = [(p.dts if p.pts is None else p.pts, p.duration, p.is_corrupt) for p in shown]
-            name, step, average = container.format.name, stream.time_base, stream.average_rate
-    av.logging.set_level(None)
-    damage = [text.split("\n")[0] for _, logger, text in log if logger == name]
-    if damage or any(corrupt for *_, corrupt in packets):
-        raise ValueError(f"truncated or damaged ({', '.join(damage[:1]) or 'a partial frame'})")
-    stamps = {stamp for stamp, *_ in packets} - {None}
-    if not stamps:
-        raise ValueError("no frames")
-    times = np.array(sorted(stamps)) * float(step)
-    span, last = times[-1] - times[0], float((packets[-1][1] or 0) * step)
-    mean = Fraction((len(times) - 1) / span).limit_denominator(1001) if span else Fraction(25)
-    for rate in (average, mean):
-        if rate and np.abs((times - times[0]) * float(rate) - np.arange(len(times))).max() < 0.25:
-            return rate, 0, times
-    return min(max(mean, Fraction(1)), Fraction(60)), span + last, times
-
-
-def clip_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Even (width, height) in pixels with that short side; not enlarged, but for a few columns."""
-    small = min(width, height)
-    width, height = (max(2, s * min(small, short_side) // small // 2 * 2) for s in (width, height))
-    # decord takes a row padded to 32 pixels for one of more channels, if the width divides it.
-    while width % 32 and -(-width // 32) * 32 * 3 % width == 0:  # 48, 72 and some below 32
-        width += 2
-    return width, height
-
-
-# ---- One clip: transcode and check --------------------------------------------------------------
-
-
-def turn(frame: av.VideoFrame, quarters: int) -> av.VideoFrame:
-    """A yuv420p frame turned counterclockwise by quarter turns, plane by plane: nothing is lost."""
-    width, height = frame.width, frame.height
-    planes = np.split(frame.to_ndarray().ravel(), [width * height, width * height * 5 // 4])
-    shapes = (height, width), (height // 2, width // 2), (height // 2, width // 2)
-    planes = [np.rot90(p.reshape(s), quarters) for p, s in zip(planes, shapes, strict=True)]
-    packed = np.concatenate([p.ravel() for p in planes]).reshape(-1, planes[0].shape[1])
-    return av.VideoFrame.from_ndarray(packed, format="yuv420p")
-
-
-def thumbnail(frame: av.VideoFrame) -> np.ndarray:
-    """A frame as gray levels, uint8 [16, 16]: enough to tell it from its neighbours."""
-    small = frame.reformat(16, 16, "rgb24", interpolation="AREA", threads=1).to_ndarray()
-    return small.mean(axis=2).round().astype(np.uint8)
-
-
-def transcode(source: Path, target: Path, short_side: int, gop: int) -> np.ndarray:
-    """Writes `target`: H.264, constant frame rate. One full frame at a time is in memory.
-
-    Returns the thumbnails of the frames written, uint8 [frames, 16, 16]. Raises ValueError or
-    av.FFmpegError where the source is damaged.
-    """
-    rate, end, times = clip_times(source)
-    # Without B-frames there is no reordering and no edit list for a reader to get wrong; tuned for
-    # it, the clip decodes in little more than half the time and is a tenth larger.
-    options = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "threads": "1"}
-    options |= {"g": str(gop), "bf": "0"}
-    thumbnails = []
-    reader, video = open_clip(source)
-    with reader, av.open(str(target), "w", "mp4", options={"movflags": "+faststart"}) as writer:
-        writer.metadata["comment"] = settings(short_side, gop)
-        video.codec_context.thread_count = 1
-        stream = writer.add_stream("libx264", rate=rate, options=options)
-        stream.pix_fmt = "yuv420p"
-
-        def write(frame: av.VideoFrame, until: int) -> None:
-            quarters = round(frame.rotation / 90) % 4  # PyAV leaves phone clips lying on their side
-            across = -1 if quarters % 2 else 1
-            if not thumbnails:
-                upright = (frame.width, frame.height)[::across]
-                stream.width, stream.height = clip_size(*upright, short_side)
-            # One colour space for all, the one that readers assume.
-            colours = {"dst_colorspace": "ITU601", "dst_color_range": "MPEG"}
-            size = (stream.width, stream.height)[::across]
-            frame = frame.reformat(*size, "yuv420p", interpolation="AREA", threads=1, **colours)
-            frame = turn(frame, quarters) if quarters else frame
-            frame.pict_type = 0  # else x264 repeats the source's key frames
-            frame.time_base = 1 / rate
-            small = thumbnail(frame)
-            for pts in range(len(thumbnails), until):
-                frame.pts = pts
-                writer.mux(stream.encode(frame))
-                thumbnails.append(small)
-
-        before, start, shown = None, None, 0.0
-        for place, frame in enumerate(reader.decode(video)):  # in sequence: always right
-            if frame.is_corrupt:  # patched up by the decoder
-                raise ValueError(f"damaged at frame {place}")
-            if reader.format.name == "avi" and place < len(times):  # its times are of another order
-                shown = times[place]
-            else:
-                shown = frame.time if frame.pts is not None else shown + float(1 / rate)
-            start = shown if start is None else start
-            # Each tick gets the last frame shown then; a quarter tick allows for rounded times.
-            tick = int(np.ceil((shown - start) * float(rate) - 0.25))
-            if before is not None and tick > len(thumbnails):
-                write(before, tick)
-            before = frame
-        if before is None:
-            raise ValueError("no frame can be decoded")
-        write(before, max(len(thumbnails) + 1, int(np.ceil(end * float(rate) - 0.25))))
-        writer.mux(stream.encode(None))
-    return np.stack(thumbnails)
-
-
-def check(path: Path, thumbnails: np.ndarray) -> None:
-    """Reads 16 frames as training does, by random access. Raises ValueError if one is wrong."""
-    places = np.unique(np.linspace(0, len(thumbnails) - 1, 16).astype(int))
-    try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        frames = reader.get_batch(places[::-1].tolist()).asnumpy()[::-1]  # backwards: all seeks
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ValueError("decord cannot read the prepared clip") from error
-    if len(reader) != len(thumbnails):
-        raise ValueError(f"decord sees {len(reader)} of {len(thumbnails)} prepared frames")
-    for place, frame in zip(places, frames, strict=True):
-        small = thumbnail(av.VideoFrame.from_ndarray(frame, format="rgb24")).astype(np.int16)
-        distance = np.abs(thumbnails - small).mean(axis=(1, 2))  # in levels of 255
-        if distance[place] > min(distance.min() + 0.5, 8):  # half a level: a still scene
-            raise ValueError(f"decord reads another frame than frame {place} of the prepared clip")
-
-
-def settings(short_side: int, gop: int) -> str:
-    """What a prepared clip remembers, so that a run with other flags makes it anew."""
-    return f"prepare_clips short_side={short_side} gop={gop}"
-
-
-def prepare_clip(source: Path, target: Path, short_side: int, gop: int) -> bool:
-    """Makes `target`, complete and checked or not at all. Returns False if it was there already.
-
-    Raises ValueError with the reason of a bad clip, OSError where the disk is full.
-    """
-    # With a process id: a worker that outlives a killed run must not write into the next run's.
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
-            with av.open(str(target)) as container:
-                if container.metadata.get("comment") == settings(short_side, gop):
-                    return False
-        target.unlink(missing_ok=True)  # whatever comes, nothing out of date is delivered
-        check(part, transcode(source, part, short_side, gop))
-        os.replace(part, target)
-        return True
-    except (av.FFmpegError, OSError) as error:
-        if error.errno in FULL:
-            raise OSError(error.errno, "disk full") from None
-        raise ValueError(f"not a video, or damaged ({error.strerror})") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-# ---- One clip, as it is: whether training can read it, and reads it rightly ---------------------
-
-DECODE_SECONDS = 60  # a damaged file can hang a decoder for ever; this bounds it
-REMEDY = "try: prepare_clips.py, or ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
-EXACT = ("mov", "matroska", "avi")  # containers (.mp4 is a "mov") in which decord finds its frames
-GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue (ITU-R BT.601)
-
-
-def clip_problem(path: str, num_frames: int) -> tuple[int, str | None]:
-    """(number of frames, None) of a clip that can be read, else (0, the reason in one line).
-
-    Decodes the frames that uniform sampling takes. It may hang or crash: see check_clips.
-    """
-    codec = "unknown codec"
-    try:  # FFmpeg first: decord's messages name neither codec nor remedy
-        container, stream = open_clip(Path(path))
-        with container:
-            coder, kind = stream.codec_context, container.format.name.split(",")[0]
-            codec = coder.codec.canonical_name
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            mixed = kind not in EXACT or kind == "avi" and coder.has_b_frames
-            risky = mixed or hard_to_seek(packets)
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-        reader.get_batch(spread(len(reader), num_frames, 0.5))
-        if risky and wrong_frames(path, num_frames):
-            return 0, f"decord mixes up the frames of this {kind} file ({codec}); {REMEDY}"
-        return len(packets), None
-    except av.FFmpegError as error:
-        return 0, f"not a video, or damaged ({error.strerror})"
-    except (decord.DECORDError, RuntimeError):
-        return 0, f"damaged, or a codec that decord cannot decode ({codec}); {REMEDY}"
-    except Exception as error:  # damaged files make PyAV raise what they will
-        return 0, " ".join(str(error).split()) or repr(error)
-
-
-def spread(total: int, num_frames: int, place: float) -> list[int]:
-    """One frame in each of `num_frames` equal parts of a clip, at `place` in [0, 1) of the part."""
-    return [int((i + place) * total / num_frames) for i in range(num_frames)]
-
-
-def hard_to_seek(packets: list[av.Packet]) -> bool:
-    """Whether a key frame is followed by frames that are shown before it, or never shown."""
-    key = -math.inf
-    for packet in packets:
-        if packet.is_discard or packet.pts is None or packet.pts < key:
-            return True
-        key = packet.pts if packet.is_keyframe else key
-    return False
-
-
-def wrong_frames(path: str, num_frames: int) -> bool:
-    """Whether decord's frames are others than those of a decode of every frame, from the start.
-
-    They are, without an error, where frames before a key frame depend on it (open GOPs: x265's
-    default, old XviD files), where B-frames meet AVI, in cuts made without re-encoding, and in
-    .mpg and .wmv files. Judged by grey thumbnails of frames all over the clip.
-    """
-    every = []
-    container, stream = open_clip(Path(path))
-    with container:
-        for frame in container.decode(stream):
-            grey = frame.reformat(32, 32, "gray", threads=1).to_ndarray()
-            every.append(np.rot90(grey, frame.rotation // 90))
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, width=32, height=32)
-    if len(reader) != len(every):
-        return True
-    every = np.stack(every).astype(np.float32)
-    for place in (0.5, 0, 0.999):
-        indices = spread(len(every), num_frames, place)
-        for index, frame in zip(indices, reader.get_batch(indices).asnumpy(), strict=True):
-            distance = np.abs(every - frame @ GREY).mean((1, 2))
-            # In a still scene any frame will do; below 0.1 of 255 levels is rounding.
-            if distance[index] > distance.min() + 0.1:
-                return True
-    return False
 
 
 # ---- All clips: each in a process of its own ----------------------------------------------------
@@ -612,6 +505,9 @@ def in_processes(
 
 
 # ---- All clips, as they are: a report of the bad ones, before training --------------------------
+
+
+DECODE_SECONDS = 60  # a damaged file can hang a decoder for ever; this bounds it
 
 
 def check_clips(clips, num_frames: int, on_bad_clip: str = "error", workers: int = 0):
@@ -664,7 +560,18 @@ def check_clips(clips, num_frames: int, on_bad_clip: str = "error", workers: int
     return good, bad
 
 
-# ---- All clips: prepare them --------------------------------------------------------------------
+# ---- All clips: which are to be made ------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """What is to be made: jobs {what the report calls it: arguments of prepare_clip}, rows for the
+    table of the result, {what: why not}, and files that are copied."""
+
+    jobs: dict[str, tuple] = field(default_factory=dict)
+    rows: dict[str, dict] = field(default_factory=dict)  # by the names in jobs
+    bad: dict[str, str] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
 
 
 def output_name(video: Path) -> Path:
@@ -676,18 +583,187 @@ def output_name(video: Path) -> Path:
     return video if kept else video.with_name(f"{video.name}.mp4")
 
 
-def with_output_names(table: str) -> str:
-    """The text of a metadata.csv, with the names of the prepared clips in its column file_name."""
-    rows = list(csv.reader(io.StringIO(table)))
+def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool) -> Plan:
+    """Each clip below `source`, in the same folders; in those of the drawn split where one lacks.
+
+    Raises ValueError where folders of numbered pictures are to be clips and there are none.
+    """
+    plan, whole_part = Plan(), args.on_bad_clip == "keep_whole_part"
+    files, left_out = files_below(source)
+    if left_out:
+        print(f"{len(left_out)} hidden files or folders are left out: {min(left_out)}", flush=True)
+    folders = frame_folders(files)
+    if args.frame_rate and not folders:
+        raise ValueError(f"--frame_rate: {source} has no folder of numbered pictures")
+    if folders and not args.frame_rate:
+        print(f"{len(folders)} folders of pictures are no clips without --frame_rate", flush=True)
+    clips = {clip: None for clip in videos_of(files)}
+    if args.frame_rate:
+        clips |= {f: pictures_timing(len(p), args.frame_rate) for f, p in folders.items()}
+    pictures = {file for those in folders.values() for file in those if args.frame_rate}
+    try:
+        found = find_clips(source, bool(args.frame_rate))
+        if found.problems:
+            raise ValueError("\n".join(found.problems[:20]))
+    except ValueError as error:
+        print(f"train.py would refuse this data set:\n{error}", flush=True)
+        found = Found()
+    rows = {row["video"]: row for row in found.rows if row["video"] in clips}
+    drawn = draw_missing(rows, output, args) if alone else {}
+    lists = {file for file in files if file.parent == source and split_of_list(file)}
+    listed = any(row["video"].relative_to(source).parts[0] not in SPLITS for row in found.rows)
+    anew = bool(drawn or args.frame_rate or lists and listed) and alone  # a table of our own
+    tables = lists | {file for file in files if file.name in TABLES} if anew else set()
+    plan.others = [f for f in files if f not in clips and f not in pictures | tables]
+    for clip, timing in clips.items():
+        inner = clip.relative_to(source)
+        target = inner
+        if clip in drawn and inner.parts[0] in SPLITS and rows[clip]["split"] != drawn[clip]:
+            target = Path(drawn[clip], *inner.parts[1:])
+        target = output_name(target)
+        plan.jobs[str(inner)] = (
+            clip,
+            output / target,
+            args.short_side,
+            args.gop,
+            timing,
+            whole_part,
+        )
+        if clip in rows and anew:
+            row = {k: v for k, v in rows[clip].items() if k not in ("video", "file_name")}
+            split = drawn.get(clip, row["split"])
+            plan.rows[str(inner)] = {"file_name": target.as_posix()} | row | {"split": split}
+        elif clip in rows:
+            plan.rows[str(inner)] = rows[clip] | {"file_name": ""}
+    return plan
+
+
+def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Path, str]:
+    """{clip: its split} where a validation or test split lacks and whole groups were drawn for it.
+
+    What an earlier run drew, and wrote down in the metadata.csv of `output`, stays as it is.
+    """
+    shares = {"validation": args.validation_share, "test": args.test_share}
+    given = {row["split"] for row in rows.values()}
+    shares = {split: share for split, share in shares.items() if split not in given and share > 0}
+    count, labels = len(rows), {row["label"] for row in rows.values()}
+    if not rows:
+        return {}
+    for split in [split for split, share in shares.items() if share * count < len(labels)]:
+        print(f"no {split} split, and too few clips ({count}) to draw one", flush=True)
+        del shares[split]
+    if not shares:
+        return {}
+    table = output / "metadata.csv"
+    earlier = table_rows(table) if table.exists() else []
+    known = {row["group"]: row["split"] for row in earlier if row.get("group") and row.get("split")}
+    known = {group: split for group, split in known.items() if split in ("train", *shares)}
+    free = [row | {"split": row["split"].replace("train", "")} for row in rows.values()]
+    drawn = clip_tables.draw_splits(free, shares, args.seed, known)
+    for split in shares:
+        count = drawn.count(split)
+        what = f": {count} clips become one, in whole groups" if count else ", and too few groups"
+        print(f"no {split} split{what}", flush=True)
+    return dict(zip(rows, drawn, strict=True))
+
+
+def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
+    """A clip for each row of the table `args.cut`, and `args.background` more of each recording.
+
+    Raises ValueError for a table that cannot be read.
+    """
+    plan = Plan()
+    rows, problems = clip_tables.read_table(Path(args.cut).expanduser(), args.encoding)
+    folder = source.parent if source.is_file() else source
+    videos = [source] if source.is_file() else videos_of(files_below(source)[0])
+    recordings = {video.relative_to(folder).as_posix(): video for video in videos}
+    for row in rows:
+        row["file"] = recording_of(row, [*recordings])
+    used = {name: (recordings[name],) for name in sorted({r["file"] for r in rows} & {*recordings})}
+    limit = (args.workers, args.timeout, "read recordings")
+    timings, failed = in_processes(clip_times, used, *limit)
+    plan.bad |= {name: str(error) or repr(error) for name, error in failed.items()}
+    rows = [in_seconds(row, timings) for row in rows if row["file"] not in failed]
+    seconds = {name: timing.seconds() for name, timing in timings.items()}
+    given = {name for name in recordings if name not in failed}
+    for row in rows:
+        row["group"] = row["group"] or row["file"]
+    good, more = clip_tables.check_rows(rows, dict.fromkeys(given, 0.0) | seconds)
+    for line in problems + more:
+        where, _, why = line.partition(": ")
+        plan.bad[where] = f"{plan.bad[where]}; {why}" if where in plan.bad else why
+    if args.background:
+        good += clip_tables.background_rows(
+            rows, seconds, args.background, args.background_label, args.seed
+        )
+    for row in good:
+        row["group"] = row["group"] or row["file"]
+    keyed = {i: row | {"split": row["split"] or "train"} for i, row in enumerate(good)}
+    drawn = draw_missing(keyed, output, args)
+    for place, row in keyed.items():
+        timing = timings[row["file"]]
+        first, stop = frames_of(timing, row["start"], row["end"])
+        split = drawn.get(place, row["split"])
+        span = f"{row['start']:.3f}-{row['end']:.3f}"
+        target = Path(split, row["label"], f"{row['file'].replace('/', '_')}_{span}.mp4")
+        part = timing.part(first, stop)
+        job = (recordings[row["file"]], output / target, args.short_side, args.gop, part, False)
+        plan.jobs[row["row"]] = job
+        kept = {k: v for k, v in row.items() if k not in ("row", "file_alternative", "eaf")}
+        plan.rows[row["row"]] = {"file_name": target.as_posix()} | kept | {"split": split}
+    return plan
+
+
+def recording_of(row: dict, names: list[str]) -> str:
+    """The one of `names` (paths below the input folder) that a row of a table means."""
+    for given in (row["file"], row.get("file_alternative") or row["file"]):
+        given = given.replace("\\", "/")
+        same = [name for name in names if name == given]
+        same = same or [name for name in names if Path(name).name == Path(given).name]
+        if len(same) == 1:
+            return same[0]
+    return names[0] if not row["file"] and len(names) == 1 else row["file"]
+
+
+def in_seconds(row: dict, timings: dict[str, Timing]) -> dict:
+    """The row with `start` and `end` in seconds, also where a tool counts in frames."""
+    if "start" in row or row["file"] not in timings:
+        return {"start": 0.0, "end": 1.0} | row
+    timing = timings[row["file"]]
+    shown, tick = timing.times - timing.times[0], 1 / float(timing.rate)
+    ends = [*shown, timing.seconds()]
+    places = row["start_frame"], row["end_frame"]
+    start, end = (
+        ends[p] if p < len(ends) else timing.seconds() + (p - len(shown)) * tick for p in places
+    )
+    rest = {k: v for k, v in row.items() if k not in ("start_frame", "end_frame")}
+    return rest | {"start": float(start), "end": float(end)}
+
+
+# ---- All clips: prepare them --------------------------------------------------------------------
+
+
+def with_output_names(table: Path) -> str:
+    """The text of a metadata table, with the names of the prepared clips as file_name."""
+    text = table.read_text("utf-8-sig")
+    rename = lambda name: output_name(Path(name)).as_posix()  # noqa: E731
+    is_video = lambda name: Path(name).suffix.lower() in FORMATS  # noqa: E731
+    if table.suffix == ".jsonl":
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        for row in rows:
+            if is_video(row.get("file_name") or ""):
+                row["file_name"] = rename(row["file_name"])
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    rows = list(csv.reader(io.StringIO(text)))
     if not rows or "file_name" not in rows[0]:
-        return table
+        return text
     column = rows[0].index("file_name")
     for row in rows[1:]:
-        if len(row) > column and Path(row[column]).suffix.lower() in FORMATS:
-            row[column] = output_name(Path(row[column])).as_posix()
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+        if len(row) > column and is_video(row[column]):
+            row[column] = rename(row[column])
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
 
 
 def copy(source: Path, target: Path) -> None:
@@ -696,8 +772,8 @@ def copy(source: Path, target: Path) -> None:
     if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
         return
     part = target.with_name(f".{target.name}.part")
-    if source.name == "metadata.csv":
-        part.write_text(with_output_names(source.read_text("utf-8-sig")), "utf-8")
+    if source.name in TABLES:
+        part.write_text(with_output_names(source), "utf-8")
     else:
         shutil.copy2(source, part)
     os.replace(part, target)
@@ -719,82 +795,241 @@ def machine(resource_config: str | None) -> tuple[str, bool]:
 
 def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
     """Prepares all clips, prints a summary, and returns ({path of a bad clip: reason}, report)."""
-    began, source, output = (
-        time.time(),
-        Path(args.input).expanduser(),
-        Path(args.output).expanduser(),
-    )
+    began, source = time.time(), Path(args.input).expanduser()
+    output = Path(args.output).expanduser()
     report_name, alone = machine(args.resource_config)
     report = output / report_name
-    if output.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         sys.exit(f"{output} is inside {source}: choose an output folder elsewhere")
-    files, left_out = files_below(source)
-    loose = [v for v in videos_of(files) if not any(p.suffix == ".unpacked" for p in v.parents)]
-    if alone and not loose:  # of several machines, one's share may be empty
-        try:
-            source = fetch(args.input)
-        except (OSError, RuntimeError, ValueError) as error:
-            sys.exit(str(error).removeprefix("--dataset "))
-        files, left_out = files_below(source)
-        if not videos_of(files):
-            sys.exit(f"{source} holds no videos ({' '.join(FORMATS)})")
-    if left_out:
-        print(f"{len(left_out)} hidden files or folders are left out: {min(left_out)}", flush=True)
-    files = [file.relative_to(source) for file in files]
-    outputs = {video: output_name(video) for video in videos_of(files)}
     try:
-        for file in files:
-            (output / file).parent.mkdir(parents=True, exist_ok=True)
-            if file not in outputs and file != Path(report_name):
-                copy(source / file, output / file)
-        jobs = {
-            video: (source / video, output / name, args.short_side, args.gop)
-            for video, name in outputs.items()
-        }
-        made, failed = in_processes(prepare_clip, jobs, args.workers, args.timeout, "prepare clips")
-        bad = {}
-        for video in sorted(failed, key=str):
-            hint = " (--timeout)" if isinstance(failed[video], TimeoutError) else ""
-            bad[str(video)] = (str(failed[video]) or repr(failed[video])) + hint
+        if args.cut:
+            plan = plan_cuts(source, output, args)
+        else:
+            source = where_clips_are(source, args) if alone else source
+            plan = plan_clips(source, output, args, alone)
+        for job in plan.jobs.values():
+            job[1].parent.mkdir(parents=True, exist_ok=True)
+        for file in plan.others:
+            if not file.name.startswith(OWN):
+                copy(file, output / file.relative_to(source))
+        made, failed = in_processes(prepare_clip, plan.jobs, args.workers, args.timeout, TITLE)
+        for name in failed:
+            hint = " (--timeout)" if isinstance(failed[name], TimeoutError) else ""
+            plan.bad[name] = (str(failed[name]) or repr(failed[name])) + hint
+        bad = {name: plan.bad[name] for name in sorted(plan.bad, key=natural)}
+        output.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(bad, indent=2)) if bad else report.unlink(missing_ok=True)
+        rows = [row | made[name] for name, row in plan.rows.items() if name in made]
+        if alone:
+            write_table(output, [row for row in rows if row["file_name"]])
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error).removeprefix("--dataset "))
     except OSError as error:
         if error.errno in FULL:
             sys.exit(f"{output}: the disk is full. Free some space and run the same command again.")
+        if isinstance(error, FileNotFoundError):
+            sys.exit(str(error).removeprefix("--dataset "))
         raise
     finally:
         for part in output.rglob(".*.part"):  # of a clip that hung, or a run that was killed
             part.unlink(missing_ok=True)
-    before = sum((source / video).stat().st_size for video in made) / 1e6
-    after = sum((output / outputs[video]).stat().st_size for video in made) / 1e6
+    sources = {job[0] for name, job in plan.jobs.items() if name in made and job[0].is_file()}
+    before = sum(file.stat().st_size for file in sources) / 1e6
+    after = sum(plan.jobs[name][1].stat().st_size for name in made) / 1e6
+    new = sum(result["new"] for result in made.values())
     print(
-        f"{sum(made.values())} clips prepared, {len(made) - sum(made.values())} already there, "
+        f"{new} clips prepared, {len(made) - new} already there, "
         f"{len(bad)} bad: {before:.1f} MB -> {after:.1f} MB in {time.time() - began:.0f} s"
     )
+    lost = {name: result["lost"] for name, result in made.items() if result["lost"]}
+    for name, what in lost.items():
+        print(f"  {name}: {what}")
+    if alone and rows:
+        tell(rows, output / "clips_report.json", lost)
     return bad, report
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the script; exits with 1 where clips are bad, unless they are to be skipped."""
+def where_clips_are(source: Path, args: argparse.Namespace) -> Path:
+    """The folder with the clips of args.input, which may be an archive or on the Hub."""
+    files, _ = files_below(source)
+    loose = [v for v in videos_of(files) if not any(p.suffix == ".unpacked" for p in v.parents)]
+    if loose or args.frame_rate and source.is_dir():
+        return source
+    source = fetch(args.input)
+    if not videos_of(files_below(source)[0]):
+        raise ValueError(f"{source} holds no videos ({' '.join(FORMATS)})")
+    return source
+
+
+def write_table(output: Path, rows: list[dict]) -> None:
+    """Writes metadata.csv: the clips that are there, with label, split and group; whole or not."""
+    if not rows:
+        return
+    known = ("new", "frames", "seconds", "lost")
+    names = dict.fromkeys(name for row in rows for name in row if name and name not in known)
+    part = output / ".metadata.csv.part"
+    with open(part, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*names], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: natural(row["file_name"])))
+    os.replace(part, output / "metadata.csv")
+
+
+def tell(rows: list[dict], report: Path, lost: dict[str, str]) -> None:
+    """Prints clips, groups and minutes of each label and split, and warnings; writes them to
+    `report` as JSON."""
+    cells = {}
+    for row in rows:
+        cells.setdefault((row["split"], row["label"]), []).append(row)
+    order = [*dict.fromkeys(SPLITS.values())]
+    table, warnings = [], []
+    print(f"{'split':<12}{'label':<24}{'clips':>7}{'groups':>8}{'minutes':>9}")
+    for split, label in sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1])):
+        those = cells[split, label]
+        groups, minutes = len({r["group"] for r in those}), sum(r["seconds"] for r in those) / 60
+        table.append(dict(zip(COLUMNS, (split, label, len(those), groups, minutes), strict=True)))
+        print(f"{split:<12}{label:<24}{len(those):>7}{groups:>8}{minutes:>9.2f}")
+    for label in dict.fromkeys(row["label"] for row in rows):
+        those = [row for row in rows if row["label"] == label]
+        if len(those) < 10:
+            warnings.append(f"label {label} has {len(those)} clips; ten are few, twenty a start")
+        if len({row["group"] for row in those}) == 1:
+            warnings.append(f"label {label} comes from a single group: {those[0]['group']}")
+    for group in dict.fromkeys(row["group"] for row in rows):
+        splits = {row["split"] for row in rows if row["group"] == group}
+        if len(splits) > 1:
+            warnings.append(f"group {group} is in {' and '.join(sorted(splits))}: leakage")
+    print("\n".join(f"warning: {text}" for text in warnings[:20]), end="\n" * bool(warnings))
+    found = {"clips": table, "warnings": warnings, "kept_whole_part": lost}
+    report.write_text(json.dumps(found, indent=2, ensure_ascii=False), "utf-8")
+
+
+# ---- All clips: check them, and change nothing --------------------------------------------------
+
+
+def inspect_clip(path: Path, num_frames: int) -> dict:
+    """What a file is, and `problem`: why training cannot read it, or ""."""
+    facts = {"frames": 0, "rate": 0.0, "seconds": 0.0, "width": 0, "height": 0, "codec": ""}
+    facts |= {"constant_rate": True, "rotation": 0}
+    try:
+        timing = clip_times(path)
+        facts["width"], facts["height"] = timing.size
+        facts |= {"frames": len(timing.times), "rate": round(float(timing.rate), 3)}
+        facts |= {"seconds": round(timing.seconds(), 3), "codec": timing.codec}
+        facts["constant_rate"] = not timing.end
+        facts["rotation"] = round(next(decode(path)).rotation)
+    except Exception as error:  # clip_problem has the words for it
+        facts["problem"] = repr(error)
+    problem = clip_problem(str(path), num_frames)[1]
+    return facts | {"problem": problem or ""}
+
+
+def duplicates(files: list[Path]) -> list[list[Path]]:
+    """Files with the same content, by SHA-256; those of a size of their own are not read."""
+    sizes, same = {}, {}
+    for file in files:
+        if file.is_file():
+            sizes.setdefault(file.stat().st_size, []).append(file)
+    for file in [file for those in sizes.values() if len(those) > 1 for file in those]:
+        with open(file, "rb") as content:
+            same.setdefault(hashlib.file_digest(content, "sha256").digest(), []).append(file)
+    return [those for those in same.values() if len(those) > 1]
+
+
+def check_only(args: argparse.Namespace) -> dict[str, str]:
+    """Prints a table of all clips and what is odd about them; writes it as JSON to args.output.
+
+    Nothing else is written. Returns {clip: reason} of those that training cannot read.
+    """
+    source = where_clips_are(Path(args.input).expanduser(), args)
+    found = find_clips(source)
+    row_of = {row["video"]: row for row in found.rows}
+    videos = videos_of(files_below(source)[0])
+    names = {video: video.relative_to(source).as_posix() for video in videos}
+    jobs = {video: (video, args.num_frames) for video in videos}
+    done, failed = in_processes(inspect_clip, jobs, args.workers, args.timeout, "check clips")
+    clips = []
+    for video in videos:
+        facts = done.get(video) or {"problem": str(failed[video]) or repr(failed[video])}
+        row = {key: row_of.get(video, {}).get(key, "") for key in ("split", "label", "group")}
+        clips.append({"file": names[video]} | row | facts)
+    warnings = list(found.problems)
+    middle = float(np.median([clip.get("seconds", 0) for clip in clips]))
+    for clip in clips:
+        if clip.get("seconds", 0) > 5 * middle:
+            long = f"{clip['file']}: {clip['seconds']:.1f} s, over five times the median"
+            warnings.append(f"{long} ({middle:.1f} s)")
+    for those in duplicates(videos):
+        splits = {row_of[video]["split"] for video in those if video in row_of}
+        where = f", in {' and '.join(sorted(splits))}: leakage" if len(splits) > 1 else ""
+        warnings.append(f"the same content{where}: {', '.join(names[video] for video in those)}")
+    print(f"{'frames':>7} {'rate':>7} {'seconds':>8} {'size':>10} {'turned':>6} {'codec':<8} file")
+    for clip in [clip for clip in clips if clip.get("frames")]:
+        size, rate = f"{clip['width']}x{clip['height']}", f"{clip['rate']:g}"
+        rate += "" if clip["constant_rate"] else "~"  # varies
+        print(
+            f"{clip['frames']:>7} {rate:>7} {clip['seconds']:>8.2f} {size:>10} "
+            f"{clip['rotation']:>6} {clip['codec']:<8} {clip['file']}"
+        )
+    print("\n".join(f"warning: {text}" for text in warnings), end="\n" * bool(warnings))
+    target = Path(args.output or "clips_check.json").expanduser()
+    text = json.dumps({"clips": clips, "warnings": warnings}, indent=2, ensure_ascii=False)
+    target.write_text(text, "utf-8")
+    bad = {clip["file"]: clip["problem"] for clip in clips if clip["problem"]}
+    print(f"{len(clips)} clips, {len(bad)} bad, {len(warnings)} warnings; all in {target}")
+    return bad
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The flags of the script. Exits with 2 where they do not go together."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    clips = "Folder with clips, at any depth, not changed; or an archive; or owner/name on the Hub."
-    parser.add_argument("input", help=clips)
-    parser.add_argument("output", help="Folder for the prepared clips, in the same folders.")
-    parser.add_argument("--short_side", type=int, default=256, help="Pixels; never enlarged.")
-    parser.add_argument("--gop", type=int, default=12, help="Frames from key frame to key frame.")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Clips at a time.")
-    parser.add_argument("--timeout", type=float, default=600, help="Seconds a clip may take.")
-    parser.add_argument("--on_bad_clip", choices=["error", "skip"], default="error")
-    parser.add_argument("--resource_config", help="On SageMaker: its resourceconfig.json.")
+    add = parser.add_argument
+    add("input", help="Folder with clips or recordings, not changed; or an archive; owner/name.")
+    add("output", nargs="?", help="Folder for the prepared clips; with --check_only, a JSON file.")
+    add("--cut", metavar="TABLE", help="Cut clips out of recordings: see above.")
+    add("--encoding", help="Of the table; UTF-8 and UTF-16 are recognised.")
+    add(
+        "--background", type=int, default=0, help="Clips of each recording where nothing is marked."
+    )
+    add("--background_label", default="background", help="Their label.")
+    add("--validation_share", type=float, default=0.15, help="Drawn where there is none; 0: no.")
+    add("--test_share", type=float, default=0.15, help="Drawn where there is none; 0: no.")
+    add("--seed", type=int, default=42, help="Of what is drawn.")
+    add("--frame_rate", type=float, help="Folders of numbered pictures are clips of that rate.")
+    add("--check_only", action="store_true", help="Report on the clips, and change nothing.")
+    add("--num_frames", type=int, default=16, help="That --check_only reads at a time.")
+    add("--short_side", type=int, default=256, help="Pixels; never enlarged.")
+    add("--gop", type=int, default=12, help="Frames from key frame to key frame.")
+    add("--workers", type=int, default=os.cpu_count(), help="Clips at a time.")
+    add("--timeout", type=float, default=600, help="Seconds a clip may take.")
+    add("--on_bad_clip", choices=["error", "skip", "keep_whole_part"], default="error")
+    add("--resource_config", help="On SageMaker: its resourceconfig.json.")
     args = parser.parse_args(argv)
-    bad, report = prepare(args)
+    if not args.output and not args.check_only:
+        parser.error("the output folder is missing")
+    if args.cut and (args.check_only or args.frame_rate or args.resource_config):
+        parser.error("--cut goes with neither --check_only, --frame_rate nor --resource_config")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the script; exits with 1 where clips are bad, unless they are to be skipped."""
+    args = parse_arguments(argv)
+    if args.check_only:
+        try:
+            bad, report = check_only(args), args.output or "clips_check.json"
+        except (OSError, RuntimeError, ValueError) as error:
+            sys.exit(str(error).removeprefix("--dataset "))
+    else:
+        bad, report = prepare(args)
     if bad:
         print(f"{len(bad)} bad clips, also in {report}:", file=sys.stderr)
         print("\n".join(f"  {video}: {reason}" for video, reason in bad.items()), file=sys.stderr)
-    if bad and args.on_bad_clip == "error":
+    if bad and args.on_bad_clip != "skip":
         sys.exit(1)
 
 

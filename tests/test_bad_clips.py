@@ -13,6 +13,7 @@ import time
 import types
 
 import av
+import clip_files
 import datasets
 import numpy as np
 import prepare_clips
@@ -69,7 +70,7 @@ def test_hundreds_of_damaged_files(tmp_path):
     rng = np.random.default_rng(0)
     sources = []
     for name, gop in (("a.mp4", "12"), ("b.mp4", "60"), ("c.mkv", "12")):
-        write_video(tmp_path / name, numbered(60) // 2 + noise(60, 64, 96) // 4, g=gop)
+        write_video(tmp_path / name, numbered(60) // 2 + noise(60, 64, 100) // 4, g=gop)
         sources.append((name[-4:], (tmp_path / name).read_bytes()))
     kinds, folder = {}, tmp_path / "clips"
     for i in range(SEEDED):
@@ -84,7 +85,8 @@ def test_hundreds_of_damaged_files(tmp_path):
     assert set(bad) <= set(kinds) and all(reason and "\n" not in reason for reason in bad.values())
     assert {kinds[path] for path in bad} == set(kinds.values())  # of each kind, some are unreadable
     left = [video["path"] for video in good["train"]["video"]]
-    assert len(left) + len(bad) == SEEDED + 2 and {kinds.get(p) for p in left} >= {"flip", None}
+    assert len(left) + len(bad) == SEEDED + 2
+    assert len({*left} & {*kinds}) > 1  # some damage is where no decoder looks
     args = types.SimpleNamespace(
         num_frames=16, image_size=32, sampling="uniform", sampling_rate=2, rate=0, zoom=0.15,
         horizontal_flip=False, seed=0, eval_views=1, eval_crops=1,
@@ -113,7 +115,7 @@ class Tried:
             return str(error)
 
 
-PROBE = prepare_clips.clip_problem
+PROBE = clip_files.clip_problem
 
 
 def probe_of_a_bad_decoder(path, num_frames):
@@ -153,9 +155,10 @@ def test_an_enormous_frame_is_refused_before_it_is_decoded(tmp_path):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
+import clip_files
 import prepare_clips
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(prepare_clips.clip_problem({str(tmp_path / "huge.avi")!r}, 16)[1])
+print(clip_files.clip_problem({str(tmp_path / "huge.avi")!r}, 16)[1])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -182,7 +185,7 @@ def test_names_links_and_endings(tmp_path, capsys):
     (place / "really mkv.mp4").write_bytes(real.read_bytes())
     (place / "folder.mp4").mkdir()
     (place / "notes.txt").write_text("ignored")
-    (place / "old.wmv").write_text("a video that we do not look at")
+    (place / "old.txt").write_text("a file that nobody looks at")
     good, bad = prepare_clips.check_clips(train.load_clips(str(folder)), 8, on_bad_clip="skip")
     assert {re.sub(".*/", "", p): why.split(";")[0] for p, why in bad.items()} == {
         "broken link.mp4": "no such file (a broken link?)",
@@ -191,7 +194,7 @@ def test_names_links_and_endings(tmp_path, capsys):
     assert len(good["train"]) == 4
     for video in good["train"]["video"]:
         assert train.read_clip(video["path"], 8, 32).shape == (8, 3, 32, 32)
-    assert "left out, as hidden or not .mp4" in capsys.readouterr().out
+    assert "left out, as hidden or no video" in capsys.readouterr().out
 
 
 def test_ten_thousand_files(tmp_path):
@@ -254,11 +257,11 @@ STREAMS = {
 @pytest.mark.parametrize("name", STREAMS)
 def test_containers_in_which_decord_finds_other_frames_are_compared(tmp_path, name):
     path = write_video(tmp_path / name, numbered(100), **STREAMS[name])
-    total, why = prepare_clips.clip_problem(str(path), 16)
+    total, why = clip_files.clip_problem(str(path), 16)
     assert total == 0 and "decord mixes up the frames" in why and "prepare_clips.py" in why
     if name != "h264.ts":  # which decord often cannot read at all
         write_video(path, np.repeat(numbered(1), 100, axis=0), **STREAMS[name])  # any frame will do
-        assert prepare_clips.clip_problem(str(path), 16) == (100, None)
+        assert clip_files.clip_problem(str(path), 16) == (100, None)
 
 
 def test_the_picture_of_an_audio_file_is_no_clip(tmp_path):
@@ -272,7 +275,7 @@ def test_the_picture_of_an_audio_file_is_no_clip(tmp_path):
         silence.sample_rate = 16000
         song.mux(sound.encode(silence))
         song.mux(sound.encode(None))
-    assert prepare_clips.clip_problem(str(path), 16) == (0, "no video stream (audio only)")
+    assert clip_files.clip_problem(str(path), 16) == (0, "no video stream (audio only)")
 
 
 def test_a_long_clip_is_compared_within_little_memory(tmp_path):
@@ -282,9 +285,10 @@ def test_a_long_clip_is_compared_within_little_memory(tmp_path):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
+import clip_files
 import prepare_clips
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(prepare_clips.clip_problem({str(path)!r}, 16))
+print(clip_files.clip_problem({str(path)!r}, 16))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

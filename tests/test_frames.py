@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 import av
+import clip_files
 import decord
 import numpy as np
-import prepare_clips
 import pytest
 import torch
 import train
@@ -104,7 +104,7 @@ def test_decoded_frames_are_those_at_the_indices(name, sampling_rate, tmp_path):
         indices = train.frame_indices(times, 16, sampling_rate, place)
         frames = train.read_frames(str(path), 16, sampling_rate, [place])[0]
         assert np.array_equal(frames.permute(0, 2, 3, 1).numpy(), every[indices])
-    assert prepare_clips.clip_problem(str(path), 16) == (100, None)
+    assert clip_files.clip_problem(str(path), 16) == (100, None)
 
 
 @pytest.mark.parametrize("size", [(65, 97), (90, 122), (64, 64)])
@@ -128,7 +128,7 @@ def test_a_turned_video_is_upright(tmp_path):
     frames = train.read_frames(str(tmp_path / "turned.mp4"), 8)[0].permute(0, 2, 3, 1).numpy()
     expected = np.rot90(every_frame(tmp_path / "lying.mp4")[2::5], -1, (1, 2))
     assert np.abs(frames.astype(int) - expected).mean() < 2
-    assert prepare_clips.clip_problem(str(tmp_path / "turned.mp4"), 8) == (40, None)
+    assert clip_files.clip_problem(str(tmp_path / "turned.mp4"), 8) == (40, None)
 
 
 RISKY = {
@@ -154,13 +154,13 @@ def test_files_whose_frames_decord_mixes_up_are_reported(name, tmp_path):
     every = every_frame(path)
     indices = train.frame_indices(np.arange(len(every)), 16, 0, 0.5)
     assert np.abs(frames.astype(int) - every[indices]).mean() > 1  # decord is wrong, silently
-    total, why = prepare_clips.clip_problem(str(path), 16)
+    total, why = clip_files.clip_problem(str(path), 16)
     assert total == 0 and "decord mixes up the frames" in why and "prepare_clips.py" in why
 
 
 def test_a_risky_kind_with_the_right_frames_is_no_problem(tmp_path):
     write_video(tmp_path / "clip.avi", numbered(12), codec="mpeg4", bf="2", g="60")
-    assert prepare_clips.clip_problem(str(tmp_path / "clip.avi"), 12) == (12, None)
+    assert clip_files.clip_problem(str(tmp_path / "clip.avi"), 12) == (12, None)
 
 
 # ---- Resize and crops

@@ -16,6 +16,7 @@ import zipfile
 from fractions import Fraction
 
 import av
+import clip_files
 import decord
 import huggingface_hub
 import numpy as np
@@ -46,7 +47,7 @@ def random_access(path, total):
 def make(source, short_side=256):
     """Prepares one clip; returns the path of the result."""
     target = source.with_name("prepared.mp4")
-    assert prepare_clips.prepare_clip(source, target, short_side, 12)
+    assert clip_files.prepare_clip(source, target, short_side, 12)
     return target
 
 
@@ -120,7 +121,7 @@ def test_odd_sizes_and_one_frame(tmp_path, width, height, frames):
 
 
 def test_decord_reads_every_width_that_is_written(tmp_path):
-    for width in sorted({prepare_clips.clip_size(width, 16, 256)[0] for width in range(1, 200)}):
+    for width in sorted({clip_files.clip_size(width, 16, 256)[0] for width in range(1, 200)}):
         write_video(tmp_path / "clip.mp4", numbered(2, 16, width))
         reader = decord.VideoReader(str(tmp_path / "clip.mp4"), num_threads=1)
         assert reader.get_batch([1, 0]).shape == (2, 16, width, 3)
@@ -137,12 +138,12 @@ def test_decord_reads_every_width_that_is_written(tmp_path):
     ],
 )
 def test_the_short_side_shrinks_and_never_grows(given, expected):
-    assert prepare_clips.clip_size(*given, 256) == expected
+    assert clip_files.clip_size(*given, 256) == expected
 
 
 def test_the_result_is_h264_with_a_short_gop_ready_to_stream(tmp_path):
     write_video(tmp_path / "clip.mp4", numbered(50, 64, 120), g="1")  # key frames only
-    prepare_clips.prepare_clip(tmp_path / "clip.mp4", tmp_path / "out.mp4", 32, 5)
+    clip_files.prepare_clip(tmp_path / "clip.mp4", tmp_path / "out.mp4", 32, 5)
     with av.open(str(tmp_path / "out.mp4")) as container:
         frames = list(container.decode(video=0))
         keys = [i for i, frame in enumerate(frames) if frame.key_frame]
@@ -228,8 +229,8 @@ def test_a_phone_clip_is_turned_upright(tmp_path, matrix, quarters):
 
 def test_memory_does_not_grow_with_the_clip(tmp_path):
     code = (
-        "import sys, pathlib, prepare_clips\n"
-        "prepare_clips.prepare_clip(*map(pathlib.Path, sys.argv[1:]), 64, 12)\n"
+        "import sys, pathlib, clip_files\n"
+        "clip_files.prepare_clip(*map(pathlib.Path, sys.argv[1:]), 64, 12)\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         "print(int(status.split('VmHWM:')[1].split()[0]) // 1024)"
     )
@@ -248,28 +249,28 @@ def test_memory_does_not_grow_with_the_clip(tmp_path):
 
 def test_the_check_notices_wrong_frames_and_not_still_scenes(tmp_path):
     source, target = write_video(tmp_path / "clip.mp4", numbered(60)), tmp_path / "out.mp4"
-    thumbnails = prepare_clips.transcode(source, target, 256, 12)
-    prepare_clips.check(target, thumbnails)
+    thumbnails = clip_files.transcode(source, target, 256, 12)
+    clip_files.check(target, thumbnails)
     faint = write_video(tmp_path / "faint.mp4", numbered(60) // 16 + 120)  # neighbours look alike
     with pytest.raises(ValueError, match="another frame than frame"):
-        faint_thumbnails = prepare_clips.transcode(faint, tmp_path / "faint_out.mp4", 256, 12)
-        prepare_clips.check(tmp_path / "faint_out.mp4", np.roll(faint_thumbnails, 1, axis=0))
+        faint_thumbnails = clip_files.transcode(faint, tmp_path / "faint_out.mp4", 256, 12)
+        clip_files.check(tmp_path / "faint_out.mp4", np.roll(faint_thumbnails, 1, axis=0))
     with pytest.raises(ValueError, match="another frame than frame"):
-        prepare_clips.check(target, np.roll(thumbnails, 1, axis=0))
+        clip_files.check(target, np.roll(thumbnails, 1, axis=0))
     with pytest.raises(ValueError, match="another frame than frame 0"):
-        prepare_clips.check(target, np.full_like(thumbnails, 128))  # nothing like it at all
+        clip_files.check(target, np.full_like(thumbnails, 128))  # nothing like it at all
     with pytest.raises(ValueError, match="decord sees 60 of 59"):
-        prepare_clips.check(target, thumbnails[:-1])
+        clip_files.check(target, thumbnails[:-1])
     still = write_video(tmp_path / "still.mp4", np.repeat(numbered(1), 60, axis=0))
-    prepare_clips.check(target, prepare_clips.transcode(still, target, 256, 12))
+    clip_files.check(target, clip_files.transcode(still, target, 256, 12))
 
 
 def test_a_clip_that_fails_the_check_is_not_delivered(tmp_path, monkeypatch):
     source = write_video(tmp_path / "clip.mp4", numbered(60))
-    right = prepare_clips.transcode
-    monkeypatch.setattr(prepare_clips, "transcode", lambda *a: np.roll(right(*a), 1, axis=0))
+    right = clip_files.transcode
+    monkeypatch.setattr(clip_files, "transcode", lambda *a: np.roll(right(*a), 1, axis=0))
     with pytest.raises(ValueError, match="another frame"):
-        prepare_clips.prepare_clip(source, tmp_path / "out.mp4", 256, 12)
+        clip_files.prepare_clip(source, tmp_path / "out.mp4", 256, 12)
     assert os.listdir(tmp_path) == ["clip.mp4"]
 
 
@@ -285,12 +286,16 @@ def test_folders_and_other_files_are_kept_and_hidden_ones_are_not(tmp_path):
     (source / "train" / "wave" / "1.txt").write_text("note")
     (source / "elsewhere").symlink_to(write_video(tmp_path / "else/7.mp4", numbered(12)).parent)
     code, out, _ = run(source, output)
-    left_out, summary = out.splitlines()
+    left_out, few, summary, *table = out.splitlines()
+    assert few == "no test split, and too few clips (3) to draw one"
+    assert [line.split()[:4] for line in table[1:3]] == [
+        ["train", "wave", "2", "2"], ["validation", "sit", "1", "1"],
+    ]  # fmt: skip
     assert left_out == f"2 hidden files or folders are left out: {source / '.hidden'}"
     assert code == 0 and summary.startswith("5 clips prepared, 0 already there, 0 bad: 0.0 MB -> ")
     assert {str(f.relative_to(output)) for f in output.rglob("*") if f.is_file()} == {
         "train/wave/1.MP4.mp4", "train/wave/deep/er/2.avi.mp4", "val/sit/3.mkv.mp4", "4.mov.mp4",
-        "metadata.csv", "train/wave/1.txt", "elsewhere/7.mp4",
+        "metadata.csv", "train/wave/1.txt", "elsewhere/7.mp4", "clips_report.json",
     }  # fmt: skip
     assert (output / "metadata.csv").read_text() == "file_name,label\n"
 
@@ -601,7 +606,7 @@ def test_an_archive_is_prepared_like_a_folder(tmp_path):
     for source in (archive, archive.parent):
         code, out, err = run(source, tmp_path / "out")
         assert code == 0 and err == ""
-        assert names(tmp_path / "out") == ["train/a/1.avi.mp4"]
+        assert names(tmp_path / "out") == ["clips_report.json", "train/a/1.avi.mp4"]
     code, _, err = run("nobody/nothing", tmp_path / "out")
     assert code == 1 and err.startswith("nobody/nothing: no such folder, and the Hub did not")
 
@@ -681,16 +686,16 @@ def test_all_bad_clips_are_named_at_once_and_good_ones_prepared(tmp_path):
 
 def test_what_is_out_of_date_is_made_anew_or_removed(tmp_path):
     source, target = write_video(tmp_path / "clip.mp4", numbered(20)), tmp_path / "out.mp4"
-    assert prepare_clips.prepare_clip(source, target, 256, 12)
-    assert not prepare_clips.prepare_clip(source, target, 256, 12)
-    assert prepare_clips.prepare_clip(source, target, 32, 12)  # another flag
+    assert clip_files.prepare_clip(source, target, 256, 12)["new"]
+    assert not clip_files.prepare_clip(source, target, 256, 12)["new"]
+    assert clip_files.prepare_clip(source, target, 32, 12)  # another flag
     later = time.time() + 10
     os.utime(source, (later, later))
-    assert prepare_clips.prepare_clip(source, target, 32, 12)
+    assert clip_files.prepare_clip(source, target, 32, 12)["new"]
     source.write_bytes(b"")
     os.utime(source, (later, later))
     with pytest.raises(ValueError, match="empty file"):
-        prepare_clips.prepare_clip(source, target, 32, 12)
+        clip_files.prepare_clip(source, target, 32, 12)
     assert not target.exists()
 
 
@@ -699,12 +704,12 @@ def test_a_hang_and_a_crash_cost_one_clip_each(tmp_path):
         write_video(tmp_path / f"clips/a/{name}.mp4", numbered(20))
     script = patched(
         tmp_path,
-        "right = prepare_clips.check\n"
+        "import clip_files\nright = clip_files.check\n"
         "def check(path, thumbnails):\n"
         "    if 'hangs' in path.name: time.sleep(100)\n"
         "    if 'crashes' in path.name: os.kill(os.getpid(), 11)\n"
         "    right(path, thumbnails)\n"
-        "prepare_clips.check = check",
+        "clip_files.check = check",
     )
     code, out, err = run(tmp_path / "clips", tmp_path / "out", "--timeout", 2, script=script)
     assert code == 1 and "3 clips prepared, 0 already there, 2 bad" in out
@@ -721,7 +726,7 @@ def test_each_of_several_truncated_files_is_noticed_and_no_sound_one_blamed(tmp_
     for name in ("1.mkv", "2.mkv", "3.mkv"):  # FFmpeg logs a repeated message but once
         (tmp_path / name).write_bytes(sound.read_bytes()[: sound.stat().st_size * 6 // 10])
         with pytest.raises(ValueError, match=r"truncated or damaged \(File ended prematurely\)"):
-            prepare_clips.prepare_clip(tmp_path / name, tmp_path / "out.mp4", 256, 12)
+            clip_files.prepare_clip(tmp_path / name, tmp_path / "out.mp4", 256, 12)
     make(sound)
 
 
@@ -733,11 +738,11 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
         write_video(tmp_path / f"clips/a/{i}.mp4", numbered(20))
     script = patched(
         tmp_path,
-        "right = prepare_clips.check\n"
+        "import clip_files\nright = clip_files.check\n"
         "def check(*args):\n"
         "    time.sleep(0.3)\n"  # with the part file complete and not yet renamed
         "    right(*args)\n"
-        "prepare_clips.check = check",
+        "clip_files.check = check",
     )
     folder = tmp_path / "out/a"
     command = [sys.executable, str(script), str(tmp_path / "clips"), str(tmp_path / "out")]
@@ -787,5 +792,5 @@ def test_a_disk_full_while_a_clip_is_written_is_told_apart_from_a_bad_clip(tmp_p
     source = write_video(tmp_path / "clip.mp4", numbered(20))
     (tmp_path / f".full.mp4.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="disk full"):
-        prepare_clips.prepare_clip(source, tmp_path / "full.mp4", 256, 12)
+        clip_files.prepare_clip(source, tmp_path / "full.mp4", 256, 12)
     assert os.listdir(tmp_path) == ["clip.mp4"]

@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 
-def numbered(frames, height=64, width=96):
+def numbered(frames, height=64, width=100):
     """uint8 [frames, height, width, 3]: eight columns spell each frame's number, black on white."""
     clip = np.full((frames, height, width, 3), (230, 200, 180), np.uint8)
     for i in range(frames):
