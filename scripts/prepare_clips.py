@@ -40,6 +40,7 @@ import tempfile
 import time
 import unicodedata
 import zipfile
+from collections import Counter
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -454,9 +455,14 @@ def draw_validation(rows: list[dict], where: str, seed: int) -> None:
     drawn = clip_tables.draw_splits(free, {"validation": 1 / 7}, seed)
     for row, split in zip(rows, drawn, strict=True):
         row["split"] = split
-    share = drawn.count("validation")
-    if not share:
-        raise ValueError(f"{where}: too few clips for a validation split")
+    share, counts = (
+        drawn.count("validation"),
+        Counter(row["label"] for row in rows if row["split"] != "test"),
+    )
+    single = sorted(label for label, count in counts.items() if count < 2)
+    if single or not share:
+        why = f"one only of {single}" if single else "or too few groups"
+        raise ValueError(f"{where}: too few clips for a validation split, {why}")
     gone = {row["label"] for row in rows} - {r["label"] for r in rows if r["split"] == "validation"}
     lacking = f"; none of {sorted(gone)}" if gone else ""
     say(f"no validation split: {share} training clips become one{lacking}")

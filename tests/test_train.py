@@ -57,7 +57,7 @@ def test_without_validation_a_share_of_the_training_clips_becomes_one(tmp_path, 
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["train/a.mp4", "train/b.mp4"], r"two classes or more, found \[\]"),  # no class folders
+        (["train/a.mp4", "train/b.mp4"], "train/b.mp4: a clip without a label; it goes into"),
         (["train/only/a.mp4", "train/only/b.mp4"], r"two classes or more, found \['only'\]"),
         (
             [f"{split}/{label}/1.mp4" for split in ("train", "test") for label in "ab"]
@@ -106,7 +106,7 @@ def test_a_folder_without_videos_or_no_folder_is_one_clear_error(tmp_path):
     for label in "ab":
         (tmp_path / "train" / label).mkdir(parents=True)
         (tmp_path / "train" / label / ".DS_Store").write_text("no video")
-    with pytest.raises(ValueError, match=r"no clips \(.mp4 .*\['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"no clips of \['a', 'b'\]"):
         train.load_clips(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no such folder"):
         train.load_clips(str(tmp_path / "typo"))
