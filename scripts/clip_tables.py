@@ -527,21 +527,28 @@ def spellings(rows: list[dict]) -> dict[int, str]:
 
 
 def background_rows(
-    rows: list[dict], seconds: dict[str, float], count: int, label: str, seed: int
+    rows: list[dict],
+    seconds: dict[str, float],
+    count: int,
+    label: str,
+    seed: int,
+    taken: list[dict] | None = None,
 ) -> list[dict]:
     """Up to `count` rows of each recording that has rows, from where nothing is marked.
 
     Each is as long as the median of that recording's rows, and none overlaps another; there are
-    fewer where there is no room. Drawn for each recording by itself, in order of time.
+    fewer where there is no room. Drawn for each recording by itself, in order of time. taken: all
+    rows that mark something, also those that something is wrong with; else `rows`.
     """
     background = []
     for file in sorted({row["file"] for row in rows}):
-        marked = sorted((r for r in rows if r["file"] == file), key=lambda row: row["start"])
+        marked = [row for row in rows if row["file"] == file]
         length = float(np.median([row["end"] - row["start"] for row in marked]))
+        spans = [(r["start"], r["end"]) for r in taken or rows if r["file"] == file]
         gaps, begin = [], 0.0
-        for row in marked:
-            gaps.append((begin, row["start"]))
-            begin = max(begin, row["end"])
+        for start, end in sorted((min(span), max(span)) for span in spans):
+            gaps.append((begin, min(start, seconds[file])))
+            begin = max(begin, end)
         gaps.append((begin, seconds[file]))
         rng = np.random.default_rng([seed, zlib.crc32(file.encode())])  # of this file alone
         same = {}

@@ -1,28 +1,39 @@
 #!/usr/bin/env python3
-"""Check every clip of a data set once and transcode it, so that training is fast and exact.
+"""From recordings, or clips in folders, to a data set that train.py reads fast and rightly.
 
+Prepare:  python prepare_clips.py my_clips my_clips_prepared
     my_clips/<split>/<label>/<any video>  ->  my_clips_prepared/<split>/<label>/*.mp4
+Cut:      python prepare_clips.py recordings my_clips --cut table.csv [--background 3]
+Check:    python prepare_clips.py my_clips --check_only       (changes nothing)
 
-a.mp4 keeps its name, and any other clip gets .mp4 appended to its own: b.avi becomes b.avi.mp4. A
-metadata.csv is copied with the names in its column file_name changed alike. Instead of a folder,
-the input may be an archive (clips.zip, clips.tar.gz) or owner/name of a data set on the Hub.
+**Clips** are found in <split>/<label>/, in a metadata.csv or metadata.jsonl (file_name, label, and
+maybe split and group), in lists `path label` (train.txt, val.csv), and, with --frame_rate 25, in
+folders of numbered pictures. The input may be an archive, or owner/name of a data set on the Hub.
+a.mp4 keeps its name, and any other clip gets .mp4 appended to its own: b.avi becomes b.avi.mp4.
 
-Where this file lies beside train.py, train.py calls two functions of it: load_clips finds the clips
-and their labels (in a folder, an archive, or on the Hub), and check_clips opens each clip before
-training, prepared or not, and reports those that training cannot read or would read wrongly.
+**A table to cut by** has the columns file, start, end, label, and maybe split and group. Times are
+seconds or hh:mm:ss.mmm. The frame shown at start is the first, and the first one at end is left
+out. Exports of ELAN (tab-delimited text), CVAT (XML for video or images 1.1) and Label Studio
+(JSON) are read as they are: see clip_tables.py. --background 3 adds clips of each recording from
+where nothing is marked.
 
-Laptop:          python prepare_clips.py my_clips my_clips_prepared
-Smaller, faster: python prepare_clips.py my_clips my_clips_prepared --short_side 224
-Go on past bad:  python prepare_clips.py my_clips my_clips_prepared --on_bad_clip skip
-SageMaker:       as a Processing job, on as many instances as you like, with the arguments
+**Splits**: where there is no validation or test split, whole groups are drawn: the column group,
+else the recording, else the clip. metadata.csv keeps what was drawn: the next run draws the same.
+
+**Bad clips** are named in one report and in bad_clips.json (of several instances:
+bad_clips_<host>.json); all good ones are prepared all the same. --on_bad_clip skip goes on past
+them; keep_whole_part saves what comes before the damage. Run the same line again after an
+interruption: it goes on where it stopped.
+
+SageMaker: a Processing job, on as many instances as you like, with the arguments
     /opt/ml/processing/input/clips /opt/ml/processing/output --on_bad_clip skip
     --resource_config /opt/ml/config/resourceconfig.json
   With the input distributed ShardedByS3Key, each instance prepares its share of the clips, and all
-  upload to one prefix. Skip bad clips there: of a failed job, count on no output at all.
+  upload to one prefix; no split is drawn. Of a failed job, count on no output at all: skip there.
 
-Run it again after an interruption: it goes on where it stopped. Bad clips are named in one report
-and in bad_clips.json (of several instances: bad_clips_<host>.json); all good ones are prepared all
-the same.
+clip_files.py and clip_tables.py must lie beside this file. Beside train.py, it finds the clips
+(load_clips) and opens each of them before training (check_clips): every file is read once, from
+start to end, also where SageMaker fetches a file only when it is read (FastFile).
 """
 
 import argparse
@@ -116,6 +127,8 @@ def fetch(dataset: str) -> Path:
         return place
     found = with_clips(place) if place.is_dir() else []
     found = [p for p in found if p.parent == place and p.suffix != ".unpacked"]
+    if found and any(f.name in TABLES or split_of_list(f) for f in place.glob("[!.]*.*")):
+        return place
     archives = [place] if place.is_file() else sorted(place.glob("[!.]*"))
     archives = [f for f in archives if f.name.lower().endswith(ARCHIVES) and f.is_file()]
     if place.is_file() and not archives:
@@ -208,7 +221,8 @@ def unzip(archive: Path, folder: Path) -> None:
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 TABLES = ("metadata.csv", "metadata.jsonl")  # as the videofolder of `datasets` reads them
 TITLE = "prepare clips"
-COLUMNS = ("split", "label", "clips", "groups", "minutes")
+COLUMNS = ("split", "label", "clips", "groups", "minutes")  # of the report
+OUR_COLUMNS = ("file_name", "label", "split", "group")  # how the header of our own table begins
 OWN = ("clips_report.json", "bad_clips")  # how the names begin of what this script writes
 
 
@@ -236,6 +250,7 @@ class Found:
     labels: set[str] = field(default_factory=set)  # of train, with those that have no clips
     problems: list[str] = field(default_factory=list)  # one line each
     left_out: list[Path] = field(default_factory=list)
+    named_by: set[Path] = field(default_factory=set)  # the tables and lists that were read
 
 
 def find_clips(root: Path, pictures: bool = False) -> Found:
@@ -254,15 +269,17 @@ def find_clips(root: Path, pictures: bool = False) -> Found:
     tables = {table.parent: rows for table, rows in read if rows}
     if len(tables) < sum(bool(rows) for _, rows in read):
         raise ValueError(f"{root}: a folder has metadata.csv and metadata.jsonl; keep one")
+    found.named_by |= {file for file, rows in read if rows}
     lists = [file for file in files if file.parent == root and split_of_list(file)]
     for folder, rows in tables.items():
         add_table(found, root, folder, rows)
     inside = [clip for clip in clips if not tables.keys() & {*clip.parents}]
     if lists and not any(clip.relative_to(root).parts[0] in SPLITS for clip in clips):
+        found.named_by |= {*lists}
         for file in lists:
             add_list(found, root, file)
     else:
-        add_folders(found, root, inside)
+        add_folders(found, root, inside, {*tables})
     named = {row["video"] for row in found.rows} | {f for fs in folders.values() for f in fs}
     own = [f for f in files if f.name in TABLES or f.name.startswith(OWN) or f in lists]
     found.left_out += [file for file in files if file not in named and file not in own]
@@ -291,9 +308,9 @@ def table_rows(table: Path) -> list[dict]:
             rows = list(csv.DictReader(io.StringIO(text)))
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return [row for row in rows if row.get("file_name")]
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, AttributeError) as error:
         raise ValueError(f"{table}: not UTF-8, or no table ({error})") from None
-    return [row for row in rows if row.get("file_name")]
 
 
 def add_table(found: Found, root: Path, folder: Path, rows: list[dict]) -> None:
@@ -321,7 +338,7 @@ def add_table(found: Found, root: Path, folder: Path, rows: list[dict]) -> None:
             found.problems.append(f"{where}: a split is one of {', '.join(SPLITS)}, not {split}")
         else:
             more = {"video": video, "label": label, "split": SPLITS[split]}
-            found.rows.append(row | more | {"group": row.get("group") or "/".join(inner)})
+            found.rows.append(row | more | {"group": str(row.get("group") or "/".join(inner))})
         seen.add(video)
     found.labels |= {row["label"] for row in found.rows if row["split"] == "train"}
 
@@ -359,18 +376,21 @@ def add_list(found: Found, root: Path, file: Path) -> None:
         if not there:
             found.problems.append(f"{file}, line {number}: no such clip below {root}: {name}")
             continue
-        group = there[0].relative_to(root).as_posix() if there[0].is_relative_to(root) else name
-        row = {"video": there[0], "label": label, "split": split_of_list(file), "group": group}
+        clip, group = there[0], name
+        if clip.absolute().is_relative_to(root.absolute()):
+            group = clip.absolute().relative_to(root.absolute()).as_posix()
+            clip = root / group
+        row = {"video": clip, "label": label, "split": split_of_list(file), "group": group}
         found.rows.append(row)
     found.labels |= {row["label"] for row in found.rows if row["split"] == "train"}
 
 
-def add_folders(found: Found, root: Path, clips: list[Path]) -> None:
-    """Adds the clips that lie in <split>/<label>/, at any depth."""
+def add_folders(found: Found, root: Path, clips: list[Path], tables: set[Path]) -> None:
+    """Adds the clips that lie in <split>/<label>/, at any depth; not in folders with `tables`."""
     label_of = {}  # {(folder of the split, folder of the label): label}
     for name in SPLITS:
-        folders = [place.name for place in sorted(root.glob(f"{name}/[!.]*/"))]
-        folders = [folder for folder in folders if folder.lower() not in CLUTTER]
+        places = [p for p in sorted(root.glob(f"{name}/[!.]*/")) if not tables & {p, *p.parents}]
+        folders = [place.name for place in places if place.name.lower() not in CLUTTER]
         keys = [(name, folder) for folder in folders]
         label_of |= zip(keys, one_form(folders, f"{root}/{name}"), strict=True)
     found.labels |= {label for (name, _), label in label_of.items() if name == "train"}
@@ -402,9 +422,10 @@ def load_clips(dataset: str, seed: int = 42):
 
     root = fetch(dataset)
     where = f"--dataset {root}"
-    if (root / "val").is_dir() and (root / "validation").is_dir():
-        raise ValueError(f"{where}: val and validation are the same split; keep one")
     found = find_clips(root)
+    inside = [r["video"].relative_to(root) for r in found.rows if r["video"].is_relative_to(root)]
+    if {"val", "validation"} <= {path.parts[0] for path in inside}:
+        raise ValueError(f"{where}: val and validation are the same split; keep one")
     labels, rows, problems = in_order(found.labels), found.rows, found.problems
     if len(labels) < 2 and not problems:
         raise ValueError(
@@ -478,25 +499,29 @@ def say(text: str) -> None:
 
 
 def in_processes(
-    function, jobs: dict, workers: int, timeout: float, title: str, method="spawn", quiet=False
+    function, jobs: dict, workers: int, timeout, title: str, method="spawn", quiet=False
 ) -> tuple[dict, dict]:
     """({key: what function(*job) returns}, {key: the exception instead of it}) of {key: job}.
 
-    `workers` jobs at a time; one that hangs or crashes costs no other. `method` starts processes:
-    "fork" or "spawn". `quiet`: no progress bar. Raises OSError where the disk is full.
+    `workers` jobs at a time; one that hangs or crashes costs no other. `timeout`: seconds, one
+    number for all or {key: number}. `method` starts processes: "fork" or "spawn". `quiet`: no
+    progress bar. Raises OSError where the disk is full.
     """
     done, failed = {}, {}
     pool = ProcessPool(workers, context=multiprocessing.get_context(method))
     pace = 0.1 if sys.stderr.isatty() else 10  # seconds; a log wants few lines, and none if short
     bar = {"mininterval": pace, "delay": pace, "disable": quiet}
     try:
-        futures = {pool.schedule(function, job, timeout=timeout): key for key, job in jobs.items()}
+        limits = timeout if isinstance(timeout, dict) else dict.fromkeys(jobs, timeout)
+        futures = {
+            pool.schedule(function, job, timeout=limits[key]): key for key, job in jobs.items()
+        }
         for future in tqdm(as_completed(futures), title, len(futures), **bar):
             key = futures[future]
             try:
                 done[key] = future.result()
             except TimeoutError:
-                failed[key] = TimeoutError(f"not done after {timeout:g} s")
+                failed[key] = TimeoutError(f"not done after {limits[key]:g} s")
             except ProcessExpired as error:
                 reason = f"crashed the process that read it (exit code {error.exitcode})"
                 failed[key] = RuntimeError(reason)
@@ -517,7 +542,7 @@ DECODE_SECONDS = 60  # a damaged file can hang a decoder for ever; this bounds i
 
 
 def check_clips(clips, num_frames: int, on_bad_clip: str = "error", workers: int = 0):
-    """Decodes a sample of every clip before any training: (the good clips, {path: reason}).
+    """Opens every clip before any training, see clip_problem: (the good clips, {path: reason}).
 
     `workers` processes at a time; 0 is as many as this rank has cores.
 
@@ -538,8 +563,9 @@ def check_clips(clips, num_frames: int, on_bad_clip: str = "error", workers: int
     # Forks, as torch's own DataLoader makes them of the same process: a fresh process would import
     # all that train.py does first, 11 s instead of 0.2. On macOS a fork can crash.
     method, quiet = "fork" if sys.platform == "linux" else "spawn", not state.is_main_process
-    limit = 2 * DECODE_SECONDS
-    done, failed = in_processes(clip_problem, jobs, workers, limit, "check clips", method, quiet)
+    sizes = {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in jobs}
+    limits = {path: 2 * DECODE_SECONDS + size // 10**6 for path, size in sizes.items()}
+    done, failed = in_processes(clip_problem, jobs, workers, limits, "check clips", method, quiet)
     found = [(path, total, why) for path, (total, why) in done.items()]
     found += [(path, 0, str(error) or repr(error)) for path, error in failed.items()]
     found = sorted(accelerate.utils.gather_object(found))
@@ -607,19 +633,30 @@ def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool
     if args.frame_rate:
         clips |= {f: pictures_timing(len(p), args.frame_rate) for f, p in folders.items()}
     pictures = {file for those in folders.values() for file in those if args.frame_rate}
+    for table in [file for file in files if file.name in TABLES]:
+        table_rows(table)  # one that cannot be read ends it here
     try:
         found = find_clips(source, bool(args.frame_rate))
-        if found.problems:
-            raise ValueError("\n".join(found.problems[:20]))
     except ValueError as error:
-        print(f"train.py would refuse this data set:\n{error}", flush=True)
-        found = Found()
+        found = Found(problems=[str(error)])
     rows = {row["video"]: row for row in found.rows if row["video"] in clips}
+    if alone and found.named_by and found.rows:
+        plan.bad |= {where: why for where, _, why in (p.partition(": ") for p in found.problems)}
+        outside = "not prepared: neither a video below the input nor, with --frame_rate, pictures"
+        plan.bad |= {str(row["video"]): outside for row in found.rows if row["video"] not in clips}
+    elif found.problems and alone:
+        problems = "\n".join(found.problems[:20])
+        print(f"train.py would refuse this data set:\n{problems}", flush=True)
+        rows = {}
     drawn = draw_missing(rows, output, args) if alone else {}
-    lists = {file for file in files if file.parent == source and split_of_list(file)}
-    listed = any(row["video"].relative_to(source).parts[0] not in SPLITS for row in found.rows)
-    anew = bool(drawn or args.frame_rate or lists and listed) and alone  # a table of our own
-    tables = lists | {file for file in files if file.name in TABLES} if anew else set()
+    # Names, labels and splits go into a table of our own where the one given will not do.
+    lists = any(file.name not in TABLES for file in found.named_by)
+    anew = drawn or args.frame_rate or lists or plan.bad or is_ours(output / "metadata.csv")
+    anew = bool(anew and rows and alone)
+    tables = found.named_by if anew else set()
+    for table in [output / table.relative_to(source) for table in tables]:
+        if table != output / "metadata.csv":
+            table.unlink(missing_ok=True)  # copied by an earlier run
     plan.others = [f for f in files if f not in clips and f not in pictures | tables]
     for clip, timing in clips.items():
         inner = clip.relative_to(source)
@@ -655,17 +692,20 @@ def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Pat
     count, labels = len(rows), {row["label"] for row in rows.values()}
     if not rows:
         return {}
-    for split in [split for split, share in shares.items() if share * count < len(labels)]:
-        print(f"no {split} split, and too few clips ({count}) to draw one", flush=True)
-        del shares[split]
-    if not shares:
-        return {}
     table = output / "metadata.csv"
     earlier = table_rows(table) if table.exists() else []
     known = {row["group"]: row["split"] for row in earlier if row.get("group") and row.get("split")}
     known = {group: split for group, split in known.items() if split in ("train", *shares)}
+    lacking = {split: n for split, n in shares.items() if split not in known.values()}
+    for split in [split for split, share in lacking.items() if share * count < len(labels)]:
+        print(f"no {split} split, and too few clips ({count}) to draw one", flush=True)
+        del shares[split], lacking[split]
+    if not shares:
+        return {}
+    if lacking:  # it is drawn from what was left for training
+        known = {group: split for group, split in known.items() if split != "train"}
     free = [row | {"split": row["split"].replace("train", "")} for row in rows.values()]
-    drawn = clip_tables.draw_splits(free, shares, args.seed, known)
+    drawn = clip_tables.draw_splits(free, lacking or shares, args.seed, known)
     for split in shares:
         count = drawn.count(split)
         what = f": {count} clips become one, in whole groups" if count else ", and too few groups"
@@ -679,16 +719,24 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
     Raises ValueError for a table that cannot be read.
     """
     plan = Plan()
-    rows, problems = clip_tables.read_table(Path(args.cut).expanduser(), args.encoding)
+    try:
+        rows, problems = clip_tables.read_table(Path(args.cut).expanduser(), args.encoding)
+    except OSError as error:
+        raise ValueError(f"--cut {args.cut}: {error.strerror}") from None
     folder = source.parent if source.is_file() else source
-    videos = [source] if source.is_file() else videos_of(files_below(source)[0])
+    videos = videos_of([source] if source.is_file() else files_below(source)[0])
+    if not videos:
+        what = f"holds no videos ({' '.join(FORMATS)})" if source.exists() else "does not exist"
+        raise ValueError(f"{source} {what}: the recordings that {args.cut} names are needed there")
     recordings = {video.relative_to(folder).as_posix(): video for video in videos}
     for row in rows:
         row["file"] = recording_of(row, [*recordings])
     used = {name: (recordings[name],) for name in sorted({r["file"] for r in rows} & {*recordings})}
     limit = (args.workers, args.timeout, "read recordings")
     timings, failed = in_processes(clip_times, used, *limit)
-    plan.bad |= {name: str(error) or repr(error) for name, error in failed.items()}
+    for name, error in failed.items():
+        why = getattr(error, "strerror", None)  # of FFmpeg, whose whole text is long
+        plan.bad[name] = f"not a video, or damaged ({why})" if why else str(error) or repr(error)
     rows = [in_seconds(row, timings) for row in rows if row["file"] not in failed]
     seconds = {name: timing.seconds() for name, timing in timings.items()}
     given = {name for name in recordings if name not in failed}
@@ -699,8 +747,12 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
         where, _, why = line.partition(": ")
         plan.bad[where] = f"{plan.bad[where]}; {why}" if where in plan.bad else why
     if args.background:
+        labels = {row["label"] for row in good} - {args.background_label}
+        if clip_tables.label_problems(args.background_label):
+            raise ValueError(f"--background_label {args.background_label}: no name of a folder")
+        one_form([*labels, args.background_label], "--background_label and labels")
         good += clip_tables.background_rows(
-            rows, seconds, args.background, args.background_label, args.seed
+            good, seconds, args.background, args.background_label, args.seed, rows
         )
     for row in good:
         row["group"] = row["group"] or row["file"]
@@ -711,7 +763,7 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
         first, stop = frames_of(timing, row["start"], row["end"])
         split = drawn.get(place, row["split"])
         span = f"{row['start']:.3f}-{row['end']:.3f}"
-        target = Path(split, row["label"], f"{row['file'].replace('/', '_')}_{span}.mp4")
+        target = Path(split, row["label"], f"{row['file']}_{span}.mp4")
         part = timing.part(first, stop)
         job = (recordings[row["file"]], output / target, args.short_side, args.gop, part, False)
         plan.jobs[row["row"]] = job
@@ -749,9 +801,11 @@ def in_seconds(row: dict, timings: dict[str, Timing]) -> dict:
 # ---- All clips: prepare them --------------------------------------------------------------------
 
 
-def with_output_names(table: Path) -> str:
-    """The text of a metadata table, with the names of the prepared clips as file_name."""
+def with_output_names(table: Path, folder: Path | None = None) -> str:
+    """The text of a metadata table, with the names of the prepared clips as file_name; without the
+    rows of clips that are not in `folder`, if given."""
     text = table.read_text("utf-8-sig")
+    there = lambda name: not folder or (folder / name).exists()  # noqa: E731
     rename = lambda name: output_name(Path(name)).as_posix()  # noqa: E731
     is_video = lambda name: Path(name).suffix.lower() in FORMATS  # noqa: E731
     if table.suffix == ".jsonl":
@@ -759,6 +813,7 @@ def with_output_names(table: Path) -> str:
         for row in rows:
             if is_video(row.get("file_name") or ""):
                 row["file_name"] = rename(row["file_name"])
+        rows = [row for row in rows if there(row.get("file_name") or "")]
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     rows = list(csv.reader(io.StringIO(text)))
     if not rows or "file_name" not in rows[0]:
@@ -767,19 +822,22 @@ def with_output_names(table: Path) -> str:
     for row in rows[1:]:
         if len(row) > column and is_video(row[column]):
             row[column] = rename(row[column])
+    rows[1:] = [row for row in rows[1:] if len(row) <= column or there(row[column])]
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(rows)
     return lines.getvalue()
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copies a file that is no video, unless it is there already; never half of it."""
+def copy(source: Path, target: Path, alone: bool) -> None:
+    """Copies a file that is no video, unless it is there already; never half of it. A table names
+    only clips that are there, where this machine is the only one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+    table = source.name in TABLES
+    if target.exists() and target.stat().st_mtime >= source.stat().st_mtime and not table:
         return
     part = target.with_name(f".{target.name}.part")
-    if source.name in TABLES:
-        part.write_text(with_output_names(source), "utf-8")
+    if table:
+        part.write_text(with_output_names(source, target.parent if alone else None), "utf-8")
     else:
         shutil.copy2(source, part)
     os.replace(part, target)
@@ -815,19 +873,19 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
             plan = plan_clips(source, output, args, alone)
         for job in plan.jobs.values():
             job[1].parent.mkdir(parents=True, exist_ok=True)
+        made, failed = in_processes(prepare_clip, plan.jobs, args.workers, args.timeout, TITLE)
         for file in plan.others:
             if not file.name.startswith(OWN):
-                copy(file, output / file.relative_to(source))
-        made, failed = in_processes(prepare_clip, plan.jobs, args.workers, args.timeout, TITLE)
+                copy(file, output / file.relative_to(source), alone)
         for name in failed:
             hint = " (--timeout)" if isinstance(failed[name], TimeoutError) else ""
             plan.bad[name] = (str(failed[name]) or repr(failed[name])) + hint
         bad = {name: plan.bad[name] for name in sorted(plan.bad, key=natural)}
         output.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(bad, indent=2)) if bad else report.unlink(missing_ok=True)
-        rows = [row | made[name] for name, row in plan.rows.items() if name in made]
+        rows = {name: row for name, row in plan.rows.items() if name in made}
         if alone:
-            write_table(output, [row for row in rows if row["file_name"]])
+            write_table(output, [row for row in rows.values() if row["file_name"]])
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error).removeprefix("--dataset "))
     except OSError as error:
@@ -851,7 +909,8 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
     for name, what in lost.items():
         print(f"  {name}: {what}")
     if alone and rows:
-        tell(rows, output / "clips_report.json", lost)
+        seconds = [made[name]["seconds"] for name in rows]
+        tell([*rows.values()], seconds, output / "clips_report.json", lost)
     return bad, report
 
 
@@ -862,8 +921,12 @@ def where_clips_are(source: Path, args: argparse.Namespace) -> Path:
     if loose or args.frame_rate and source.is_dir():
         return source
     source = fetch(args.input)
-    if not videos_of(files_below(source)[0]):
-        raise ValueError(f"{source} holds no videos ({' '.join(FORMATS)})")
+    files, _ = files_below(source)
+    if not videos_of(files):
+        hint = ". Are its pictures frames of clips? Then say --frame_rate" * bool(
+            frame_folders(files)
+        )
+        raise ValueError(f"{source} holds no videos ({' '.join(FORMATS)}){hint}")
     return source
 
 
@@ -871,8 +934,8 @@ def write_table(output: Path, rows: list[dict]) -> None:
     """Writes metadata.csv: the clips that are there, with label, split and group; whole or not."""
     if not rows:
         return
-    known = ("new", "frames", "seconds", "lost")
-    names = dict.fromkeys(name for row in rows for name in row if name and name not in known)
+    names = dict.fromkeys(OUR_COLUMNS)
+    names |= dict.fromkeys(name for row in rows for name in row if name)
     part = output / ".metadata.csv.part"
     with open(part, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*names], extrasaction="ignore", lineterminator="\n")
@@ -881,24 +944,29 @@ def write_table(output: Path, rows: list[dict]) -> None:
     os.replace(part, output / "metadata.csv")
 
 
-def tell(rows: list[dict], report: Path, lost: dict[str, str]) -> None:
+def is_ours(table: Path) -> bool:
+    """Whether write_table wrote it."""
+    return table.exists() and table.read_bytes().startswith(",".join(OUR_COLUMNS).encode())
+
+
+def tell(rows: list[dict], seconds: list[float], report: Path, lost: dict[str, str]) -> None:
     """Prints clips, groups and minutes of each label and split, and warnings; writes them to
-    `report` as JSON."""
+    `report` as JSON. `seconds` has the length of each row's clip."""
     cells = {}
-    for row in rows:
-        cells.setdefault((row["split"], row["label"]), []).append(row)
+    for row, length in zip(rows, seconds, strict=True):
+        cells.setdefault((row["split"], row["label"]), []).append((row["group"], length))
     order = [*dict.fromkeys(SPLITS.values())]
     table, warnings = [], []
     print(f"{'split':<12}{'label':<24}{'clips':>7}{'groups':>8}{'minutes':>9}")
     for split, label in sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1])):
         those = cells[split, label]
-        groups, minutes = len({r["group"] for r in those}), sum(r["seconds"] for r in those) / 60
+        groups, minutes = len({group for group, _ in those}), sum(s for _, s in those) / 60
         table.append(dict(zip(COLUMNS, (split, label, len(those), groups, minutes), strict=True)))
         print(f"{split:<12}{label:<24}{len(those):>7}{groups:>8}{minutes:>9.2f}")
     for label in dict.fromkeys(row["label"] for row in rows):
         those = [row for row in rows if row["label"] == label]
         if len(those) < 10:
-            warnings.append(f"label {label} has {len(those)} clips; ten are few, twenty a start")
+            warnings.append(f"label {label} has {len(those)} clips: fewer than ten")
         if len({row["group"] for row in those}) == 1:
             warnings.append(f"label {label} comes from a single group: {those[0]['group']}")
     for group in dict.fromkeys(row["group"] for row in rows):
@@ -1017,6 +1085,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.output and not args.check_only:
         parser.error("the output folder is missing")
+    if args.frame_rate is not None and not 0 < args.frame_rate <= 1000:
+        parser.error("--frame_rate: frames per second, above 0")
+    if args.frame_rate and args.check_only:
+        parser.error("--check_only reads videos; folders of pictures are prepared first")
+    shares = args.validation_share, args.test_share
+    if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+        parser.error("--validation_share and --test_share: from 0 to below 1, also together")
     if args.cut and (args.check_only or args.frame_rate or args.resource_config):
         parser.error("--cut goes with neither --check_only, --frame_rate nor --resource_config")
     return args

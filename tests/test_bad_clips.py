@@ -15,6 +15,7 @@ import types
 import av
 import clip_files
 import datasets
+import decord
 import numpy as np
 import prepare_clips
 import pytest
@@ -234,11 +235,14 @@ def test_every_bad_clip_is_in_one_report_and_short_ones_are_mentioned_once(tmp_p
     with pytest.raises(ValueError) as error:
         prepare_clips.check_clips(rows_of(tmp_path), num_frames=16)
     report = str(error.value)
-    assert report.startswith("5 of 8 clips cannot be read:\n")
-    for name, why in {
+    reasons = {
         "a/0.mp4": "empty file", "a/1.mp4": "damaged", "a/2.mp4": "damaged",
         "b/0.mp4": "(av1); try: prepare_clips.py, or ffmpeg", "b/1.mp4": "no video stream",
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    if not decord.__version__.startswith("0.6."):  # decord2 reads AV1
+        del reasons["b/0.mp4"]
+    assert report.startswith(f"{len(reasons)} of 8 clips cannot be read:\n")
+    for name, why in reasons.items():
         assert [why in line for line in report.splitlines() if name in line] == [True], report
     assert "/b/2.mp4" not in report
     out = capsys.readouterr().out

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import av
+import clip_files
 import datasets
 import numpy as np
 import pytest
@@ -95,15 +96,23 @@ def test_layout_balance_and_variety(folder):
     assert len(sizes) >= 3 and len(rates) >= 3 and len(lengths) >= 5
 
 
-def test_decord_reads_every_size(folder):
+def test_decord_reads_every_size(folder, tmp_path):
     decord = pytest.importorskip("decord")
-    for path in folder.rglob("*.mp4"):  # 50 and 74 wide where 48 and 72 would fail
+    assert {r["width"] for r in clips.plan({"train": 40}, HEIGHT, 3)} == {36, 50, 64, 86}
+    wide = clips.write_clips(tmp_path / "wide", {"train": 8}, 96)
+    for path in [*folder.rglob("*.mp4"), *wide.rglob("*.mp4")]:  # 50 wide where 48 would fail
         frames = decord.VideoReader(str(path), num_threads=1).get_batch([0, 5]).asnumpy()
         with av.open(str(path)) as container:
             first = next(container.decode(video=0)).to_ndarray(format="rgb24")
         assert np.abs(frames[0].astype(int) - first).max() <= 3, path
-    widths = {r["width"] for h in (48, 96) for r in clips.plan({"train": 40}, h, 0)}
-    assert not widths & {48, 72}
+    with_96 = {r["width"] for r in clips.plan({"train": 40}, 96, 0)}
+    assert with_96 == {74, 98, 128, 170}  # decord cannot read 72, and decord2 cannot read 96
+
+
+def test_no_width_that_a_decoder_cannot_read_is_drawn():
+    for height in range(32, 400, 2):
+        widths = {row["width"] for row in clips.plan({"train": 20}, height, 0)}
+        assert not any(clip_files.unreadable_width(width) for width in widths)
 
 
 def test_names_do_not_tell_the_label(folder):

@@ -25,10 +25,41 @@ def number(frame):
     return sum(1 << bit for bit, column in enumerate(columns) if column.mean() < 120)
 
 
-def write_video(path, frames, codec="libx264", rate=12, pix_fmt="yuv420p", ms=None, **options):
-    """uint8 [frames, height, width, 3] as a video file, with times in `ms` if given."""
+def interlaced(clip, order="tff"):
+    """The same with each frame's second field of the time of the next frame, as camcorders film.
+
+    order: "tff" where the even rows, the top field, are shown first, else "bff".
+    """
+    woven, second = clip.copy(), np.s_[1::2] if order == "tff" else np.s_[::2]
+    woven[:-1, second] = clip[1:, second]
+    return woven
+
+
+def fields_first(frame, order, rate):
+    """The frame, said to be interlaced with that order of fields ("tff" or "bff")."""
+    graph = av.filter.Graph()
+    size = {"width": frame.width, "height": frame.height, "format": frame.format}
+    source = graph.add_buffer(**size, time_base=1 / Fraction(rate))
+    graph.link_nodes(
+        source, graph.add("setfield", f"mode={order}"), graph.add("buffersink")
+    ).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def write_video(
+    path, frames, codec="libx264", rate=12, pix_fmt="yuv420p", ms=None, fields="", muxer=(),
+    **options,
+):  # fmt: skip
+    """uint8 [frames, height, width, 3] as a video file, with times in `ms` if given.
+
+    fields: the order of the fields ("tff" or "bff") of interlaced frames; muxer: options of the
+    container.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    if fields:
+        options = {"flags": "+ildct+ilme"} | options
+    with av.open(str(path), "w", options=dict(muxer)) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -36,6 +67,8 @@ def write_video(path, frames, codec="libx264", rate=12, pix_fmt="yuv420p", ms=No
             stream.codec_context.time_base = Fraction(1, 1000)
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if fields:
+                frame = fields_first(frame.reformat(format=pix_fmt), fields, rate)
             if ms is not None:
                 frame.pts, frame.time_base = int(ms[i]), Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -361,6 +361,12 @@ def draw_long_video(path, seed, seconds=60, width=150, height=112, rate=25, pers
     return [(start, min(end, seconds)) for start, end in raised if start < seconds]
 
 
+def unreadable(width):
+    """Whether decord (which pads rows of pixels to 32) or decord2 (to 64) fails at that width."""
+    padded = [-(-width // unit) * unit for unit in (32, 64)]  # 48, 72, 96 and a few more
+    return any(row != width and row * 3 % width == 0 for row in padded)
+
+
 def plan(clips, height, seed):
     """One dict for each clip: file, action, person, width, height, frames, rate, seed."""
     rows = []
@@ -377,7 +383,8 @@ def plan(clips, height, seed):
             label = POSITIVE if actions[i] == POSITIVE else NEGATIVE
             rate = int(rng.choice(RATES))
             width = 2 * round(height * ASPECTS[rng.integers(4)] / 2)
-            width += 2 * (width in (48, 72))  # decord 0.6.0 cannot read frames that wide
+            while unreadable(width):
+                width += 2
             rows.append({
                 "file": f"{split}/{label}/clip_{name:04d}.mp4", "action": actions[i],
                 "person": [seed, split, int(people[i])], "seed": [seed, key, name],

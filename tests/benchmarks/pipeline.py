@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
+import clip_files  # noqa: E402
 import train  # noqa: E402
 
 FRAMES, SIZE = 16, 224
@@ -159,6 +160,28 @@ def prepared_table(folder, clips, rounds):
     print(f"{'preparing, once':22} {once:8.3f}   pays after {once / gain:.1f} epochs of ours")
 
 
+def preparing_table(folder, rounds):
+    """Where the CPU seconds of preparing go, of one process."""
+    print("\nPreparing a clip of 5 s: CPU seconds of each part")
+    print(f"{'clip':22} {'decode':>8} {'+ scale, write':>15} {'+ check':>8} {'sum':>8}")
+    for height, width in ((240, 320), (720, 1280)):
+        source, target, spent = folder / f"{height}.mp4", folder / "prepared.mp4", []
+        write_clip(source, height, width, 5, 250, seed=0)
+        for _ in range(rounds):
+            marks = [time.process_time()]
+            for _ in clip_files.decode(source):
+                pass
+            marks.append(time.process_time())
+            thumbnails = clip_files.transcode(source, target, 256, 12)
+            marks.append(time.process_time())
+            clip_files.check(target, thumbnails)
+            marks.append(time.process_time())
+            decoded, written, checked = np.diff(marks)
+            spent.append((decoded, written - decoded, checked, written + checked))
+        row = np.median(spent, axis=0)
+        print(f"{f'{width}x{height}':22} {row[0]:8.3f} {row[1]:15.3f} {row[2]:8.3f} {row[3]:8.3f}")
+
+
 class Clips(torch.utils.data.Dataset):
     def __init__(self, files, frames, size):
         self.files, self.frames, self.size = files, frames, size
@@ -208,7 +231,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=6, help="of each kind")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["paths", "prepared", "growth", "memory"])
+    parser.add_argument("--only", choices=["paths", "prepared", "preparing", "growth", "memory"])
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a DataLoader worker
     with tempfile.TemporaryDirectory() as folder:
@@ -216,6 +239,7 @@ def main():
         tables = {
             "paths": lambda: paths_table(folder, args.clips, args.rounds),
             "prepared": lambda: prepared_table(folder, args.clips, args.rounds),
+            "preparing": lambda: preparing_table(folder, args.rounds),
             "growth": lambda: growth_table(folder, args.clips),
             "memory": lambda: memory_table(folder),
         }
