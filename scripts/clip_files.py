@@ -160,7 +160,7 @@ def pictures_timing(count: int, frame_rate: float) -> Timing:
 
 
 def frames_of(timing: Timing, start: float, end: float) -> tuple[int, int]:
-    """(first, stop): the frame shown at `start` seconds, and the first one after `end`."""
+    """(first, stop): the frame shown at `start` seconds, and the first one at `end` or after."""
     shown = timing.times - timing.times[0]
     first = max(0, int(np.searchsorted(shown, start + ROUNDED, "right")) - 1)
     return first, max(first + 1, int(np.searchsorted(shown, end - ROUNDED)))
@@ -404,7 +404,7 @@ def transcode(
         raise ValueError(f"truncated or damaged ({timing.damage})")
     rate = float(timing.rate)
     with av.open(str(target), "w", "mp4", options={"movflags": "+faststart"}) as container:
-        container.metadata["comment"] = settings(short_side, gop, timing)
+        container.metadata["comment"] = settings(short_side, gop, timing, whole_part)
         writer = Writer(container, timing.rate, short_side, gop)
         before, start, whole = None, None, True
         for frame, shown in shown_frames(source, timing, whole_part):  # in sequence: always right
@@ -445,12 +445,20 @@ def check(path: Path, thumbnails: np.ndarray) -> None:
             raise ValueError(f"decord reads another frame than frame {place} of the prepared clip")
 
 
-def settings(short_side: int, gop: int, timing: Timing | None = None) -> str:
+def settings(short_side: int, gop: int, timing: Timing | None, whole_part: bool) -> str:
     """What a prepared clip remembers, so that a run with other flags makes it anew."""
     text = f"{PREPARED} short_side={short_side} gop={gop}"
     if timing and timing.first is not None:
         text += f" frames={timing.first}+{len(timing.times)} rate={timing.rate}"
-    return text
+    return text + " whole_part" * whole_part
+
+
+def settings_of(target: Path) -> str:
+    """The settings that a prepared clip remembers; "" of a file that cannot be read."""
+    try:
+        return clip_times(target).prepared
+    except (ValueError, av.FFmpegError):
+        return ""
 
 
 def prepare_clip(
@@ -468,10 +476,10 @@ def prepare_clip(
     """  # fmt: skip
     # With a process id: a worker that outlives a killed run must not write into the next run's.
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    wanted = settings(short_side, gop, timing)
+    wanted = settings(short_side, gop, timing, whole_part)
     try:
-        new = not target.exists() or target.stat().st_mtime < source.stat().st_mtime
-        new = new or clip_times(target).prepared != wanted
+        fresh = target.exists() and target.stat().st_mtime >= source.stat().st_mtime
+        new = not fresh or settings_of(target) != wanted
         if new:
             target.unlink(missing_ok=True)  # whatever comes, nothing out of date is delivered
             check(part, transcode(source, part, short_side, gop, timing, whole_part))

@@ -429,9 +429,17 @@ def value_rows(value: dict, where: str, file: str) -> list[dict]:
     same = {"row": where, "file": file, "split": "", "group": ""}
     if re.match("[0-9a-f]{8}-.", file):
         same["file_alternative"] = file[9:]
+    frames, length = value.get("framesCount"), value.get("duration")
+    if "start_frame" in keys and frames and length:  # its own frames, by which it counts
+        keys, rate = ("start", "end"), frames / length
+        spans = [(start / rate, end / rate) for start, end in spans]
     labels = value.get("timelinelabels") or value.get("labels") or [""]
-    spans = [dict(zip(keys, span, strict=True)) for span in spans]
-    return [same | {"label": label} | span for span in spans for label in labels]
+    rows = [
+        same | {"label": lab} | dict(zip(keys, s, strict=True)) for s in spans for lab in labels
+    ]
+    for count, row in enumerate(rows, 1):
+        row["row"] += f", span {count}" if len(rows) > 1 else ""
+    return rows
 
 
 # ---- Checking -----------------------------------------------------------------------------------

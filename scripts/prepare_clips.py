@@ -18,7 +18,8 @@ out. Exports of ELAN (tab-delimited text), CVAT (XML for video or images 1.1) an
 where nothing is marked.
 
 **Splits**: where there is no validation or test split, whole groups are drawn: the column group,
-else the recording, else the clip. metadata.csv keeps what was drawn: the next run draws the same.
+else the recording, else the clip. clips_report.json keeps what was drawn: the next run into the
+same folder draws the same.
 
 **Bad clips** are named in one report and in bad_clips.json (of several instances:
 bad_clips_<host>.json); all good ones are prepared all the same. --on_bad_clip skip goes on past
@@ -32,8 +33,9 @@ SageMaker: a Processing job, on as many instances as you like, with the argument
   upload to one prefix; no split is drawn. Of a failed job, count on no output at all: skip there.
 
 clip_files.py and clip_tables.py must lie beside this file. Beside train.py, it finds the clips
-(load_clips) and opens each of them before training (check_clips): every file is read once, from
-start to end, also where SageMaker fetches a file only when it is read (FastFile).
+(load_clips) and opens each of them before training (check_clips): every file is read from start to
+end, also where SageMaker fetches a file only when it is read (FastFile), and every frame of a clip
+that this script has not prepared is decoded.
 """
 
 import argparse
@@ -62,6 +64,7 @@ from clip_files import (
     FORMATS,
     FULL,
     PICTURES,
+    PREPARED,
     Timing,
     clip_problem,
     clip_times,
@@ -70,6 +73,7 @@ from clip_files import (
     natural,
     pictures_timing,
     prepare_clip,
+    unreadable_width,
 )
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
@@ -126,9 +130,9 @@ def fetch(dataset: str) -> Path:
     if (place / "train").is_dir():
         return place
     found = with_clips(place) if place.is_dir() else []
-    found = [p for p in found if p.parent == place and p.suffix != ".unpacked"]
     if found and any(f.name in TABLES or split_of_list(f) for f in place.glob("[!.]*.*")):
         return place
+    found = [p for p in found if p.parent == place and p.suffix != ".unpacked"]
     archives = [place] if place.is_file() else sorted(place.glob("[!.]*"))
     archives = [f for f in archives if f.name.lower().endswith(ARCHIVES) and f.is_file()]
     if place.is_file() and not archives:
@@ -272,7 +276,7 @@ def find_clips(root: Path, pictures: bool = False) -> Found:
     found.named_by |= {file for file, rows in read if rows}
     lists = [file for file in files if file.parent == root and split_of_list(file)]
     for folder, rows in tables.items():
-        add_table(found, root, folder, rows)
+        add_table(found, root, folder, rows, {*tables} - {folder, *folder.parents})
     inside = [clip for clip in clips if not tables.keys() & {*clip.parents}]
     if lists and not any(clip.relative_to(root).parts[0] in SPLITS for clip in clips):
         found.named_by |= {*lists}
@@ -308,25 +312,30 @@ def table_rows(table: Path) -> list[dict]:
             rows = list(csv.DictReader(io.StringIO(text)))
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        return [row for row in rows if row.get("file_name")]
+        return [row | {"file_name": str(row["file_name"])} for row in rows if row.get("file_name")]
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, AttributeError) as error:
         raise ValueError(f"{table}: not UTF-8, or no table ({error})") from None
 
 
-def add_table(found: Found, root: Path, folder: Path, rows: list[dict]) -> None:
-    """Adds the clips that the table in `folder` names."""
+def add_table(found: Found, root: Path, folder: Path, rows: list[dict], inner_tables: set) -> None:
+    """Adds the clips that the table in `folder` names, but for those below `inner_tables`, folders
+    with a table of their own."""
     seen = set()
     known_bad = bad_clips_of(root)
     for place, row in enumerate(rows, 1):
         where = f"{folder}/metadata, clip {place}"
-        video = folder / row["file_name"]
+        video = as_on_disk(folder / row["file_name"])
         inner = Path(os.path.relpath(video, root)).parts
+        if inner_tables & {*video.parents}:
+            continue
         label = row.get("label")
         if label is None and len(inner) > 2 and inner[0] in SPLITS:
             label = inner[1]
         split = row.get("split") or (inner[0] if inner[0] in SPLITS else "train")
         label = unicodedata.normalize("NFC", str("" if label is None else label)).strip()
-        if video.name in known_bad and not video.exists():
+        if "/".join(inner) in known_bad and not video.exists():
+            found.left_out.append(video)
+        elif video.is_file() and not videos_of([video]):
             found.left_out.append(video)
         elif not video.exists():
             found.problems.append(f"{where}: no such file: {video}")
@@ -343,10 +352,16 @@ def add_table(found: Found, root: Path, folder: Path, rows: list[dict]) -> None:
     found.labels |= {row["label"] for row in found.rows if row["split"] == "train"}
 
 
+def as_on_disk(path: Path) -> Path:
+    """The path with accents in the form in which the file has them, if there is one."""
+    forms = [Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")]
+    return next((form for form in [path, *forms] if form.exists()), path)
+
+
 def bad_clips_of(root: Path) -> set[str]:
-    """The names of prepared clips that are not there, since prepare_clips.py found them bad."""
+    """The clips that are not there, since prepare_clips.py found them bad: below `root`."""
     reports = [json.loads(file.read_text()) for file in root.glob("bad_clips*.json")]
-    return {output_name(Path(video)).name for report in reports for video in report}
+    return {output_name(Path(video)).as_posix() for report in reports for video in report}
 
 
 def split_of_list(file: Path) -> str:
@@ -370,13 +385,13 @@ def add_list(found: Found, root: Path, file: Path) -> None:
             if line.strip():
                 found.problems.append(f"{file}, line {number}: not `path label`: {line.strip()}")
             continue
-        name, label = parts.groups()
+        name, label = parts[1], unicodedata.normalize("NFC", parts[2])
         shorter = re.sub(r"[ ,\t]+[0-9]+$", "", name)  # without the number of its pictures
-        there = [p / n for n in (name, shorter) for p in places if n and (p / n).exists()]
-        if not there:
+        tried = (as_on_disk(p / n) for n in (name, shorter) for p in places if n)
+        clip, group = next((path for path in tried if path.exists()), None), name
+        if clip is None:
             found.problems.append(f"{file}, line {number}: no such clip below {root}: {name}")
             continue
-        clip, group = there[0], name
         if clip.absolute().is_relative_to(root.absolute()):
             group = clip.absolute().relative_to(root.absolute()).as_posix()
             clip = root / group
@@ -404,10 +419,11 @@ def add_folders(found: Found, root: Path, clips: list[Path], tables: set[Path]) 
             found.rows.append(row)
 
 
-def in_order(labels) -> list[str]:
-    """Labels as the model numbers them: numbers by size, names by the alphabet."""
-    digits = all(label.isdecimal() for label in labels)
-    return sorted(labels, key=int if digits else str)
+def in_order(found: Found) -> list[str]:
+    """Labels as the model numbers them: by the alphabet; numbers in lists and tables by size."""
+    labels = sorted(found.labels)
+    by_size = found.named_by and all(label.isdecimal() for label in labels)
+    return sorted(labels, key=int) if by_size else labels
 
 
 def load_clips(dataset: str, seed: int = 42):
@@ -426,7 +442,7 @@ def load_clips(dataset: str, seed: int = 42):
     inside = [r["video"].relative_to(root) for r in found.rows if r["video"].is_relative_to(root)]
     if {"val", "validation"} <= {path.parts[0] for path in inside}:
         raise ValueError(f"{where}: val and validation are the same split; keep one")
-    labels, rows, problems = in_order(found.labels), found.rows, found.problems
+    labels, rows, problems = in_order(found), found.rows, found.problems
     if len(labels) < 2 and not problems:
         raise ValueError(
             f"{where}: a classifier needs two classes or more, found {labels}. "
@@ -465,25 +481,38 @@ def say_what_is_left_out(root: Path, found: Found) -> None:
     strays = sorted({name for name in no_split if name.lower() not in CLUTTER})
     inside = [file for file in found.left_out if top.get(file) not in strays]
     if inside:
-        say(f"left out, as hidden or no video: {len(inside)}, such as {inside[-1]}")
+        say(f"left out, as hidden, no video or in no table: {len(inside)}, such as {inside[-1]}")
     if strays:
         say(f"{root}: folders that are no split are left out: {strays}")
 
 
+def draw(rows: list[dict], shares: dict[str, float], seed: int, known=None) -> list[str]:
+    """The split of each row, see clip_tables.draw_splits; of rows in train, some are drawn.
+
+    A group that the data set itself has in train and elsewhere is not drawn from.
+    """
+    splits = {}
+    for row in rows:
+        splits.setdefault(row["group"], set()).add(row["split"])
+    torn = {group for group, names in splits.items() if len(names) > 1}
+    free = [row for row in rows if row["group"] not in torn]
+    free = [row | {"split": row["split"].replace("train", "")} for row in free]
+    drawn = iter(clip_tables.draw_splits(free, shares, seed, known))
+    return [row["split"] if row["group"] in torn else next(drawn) for row in rows]
+
+
 def draw_validation(rows: list[dict], where: str, seed: int) -> None:
     """Makes whole groups of training clips the validation split. Raises ValueError."""
-    free = [row | {"split": row["split"].replace("train", "")} for row in rows]
-    drawn = clip_tables.draw_splits(free, {"validation": 1 / 7}, seed)
+    drawn = draw(rows, {"validation": 1 / 7}, seed)
     for row, split in zip(rows, drawn, strict=True):
         row["split"] = split
-    share, counts = (
-        drawn.count("validation"),
-        Counter(row["label"] for row in rows if row["split"] != "test"),
-    )
+    share = drawn.count("validation")
+    counts = Counter(row["label"] for row in rows if row["split"] != "test")
     single = sorted(label for label, count in counts.items() if count < 2)
-    if single or not share:
-        why = f"one only of {single}" if single else "or too few groups"
-        raise ValueError(f"{where}: too few clips for a validation split, {why}")
+    if single:
+        raise ValueError(f"{where}: too few clips for a validation split, one only of {single}")
+    if not share:
+        raise ValueError(f"{where}: too few groups of clips to draw a validation split")
     gone = {row["label"] for row in rows} - {r["label"] for r in rows if r["split"] == "validation"}
     lacking = f"; none of {sorted(gone)}" if gone else ""
     say(f"no validation split: {share} training clips become one{lacking}")
@@ -605,9 +634,18 @@ class Plan:
     bad: dict[str, str] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
 
+    def add(self, name: str, job: tuple) -> bool:
+        """Adds a job, or names it as bad where another one writes the same clip."""
+        same = [other for other, planned in self.jobs.items() if planned[1] == job[1]]
+        if same or name in self.jobs:
+            self.bad[name] = f"its clip would have the name of that of {[*same, name][0]}"
+            return False
+        self.jobs[name] = job
+        return True
+
 
 def output_name(video: Path) -> Path:
-    """a.mp4 -> a.mp4, any other name -> that name and .mp4; two clips never get the same.
+    """a.mp4 -> a.mp4, any other name -> that name and .mp4; two videos never get the same.
 
     The name alone decides: each of several machines sees no more than its share of the clips.
     """
@@ -625,6 +663,8 @@ def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool
     if left_out:
         print(f"{len(left_out)} hidden files or folders are left out: {min(left_out)}", flush=True)
     folders = frame_folders(files)
+    if not alone and (args.frame_rate or any(map(split_of_list, files))):
+        raise ValueError("folders of pictures and lists of clips need a single machine")
     if args.frame_rate and not folders:
         raise ValueError(f"--frame_rate: {source} has no folder of numbered pictures")
     if folders and not args.frame_rate:
@@ -664,14 +704,9 @@ def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool
         if clip in drawn and inner.parts[0] in SPLITS and rows[clip]["split"] != drawn[clip]:
             target = Path(drawn[clip], *inner.parts[1:])
         target = output_name(target)
-        plan.jobs[str(inner)] = (
-            clip,
-            output / target,
-            args.short_side,
-            args.gop,
-            timing,
-            whole_part,
-        )
+        job = (clip, output / target, args.short_side, args.gop, timing, whole_part)
+        if not plan.add(str(inner), job):
+            continue
         if clip in rows and anew:
             row = {k: v for k, v in rows[clip].items() if k not in ("video", "file_name")}
             split = drawn.get(clip, row["split"])
@@ -684,7 +719,8 @@ def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool
 def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Path, str]:
     """{clip: its split} where a validation or test split lacks and whole groups were drawn for it.
 
-    What an earlier run drew, and wrote down in the metadata.csv of `output`, stays as it is.
+    What an earlier run drew, and wrote down in the clips_report.json of `output`, stays as it is;
+    groups that come later are drawn among themselves, so that a single one joins train.
     """
     shares = {"validation": args.validation_share, "test": args.test_share}
     given = {row["split"] for row in rows.values()}
@@ -692,9 +728,9 @@ def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Pat
     count, labels = len(rows), {row["label"] for row in rows.values()}
     if not rows:
         return {}
-    table = output / "metadata.csv"
-    earlier = table_rows(table) if table.exists() else []
-    known = {row["group"]: row["split"] for row in earlier if row.get("group") and row.get("split")}
+    report, groups = output / "clips_report.json", {row["group"] for row in rows.values()}
+    known = json.loads(report.read_text("utf-8")).get("split_of", {}) if report.exists() else {}
+    known = {group: split for group, split in known.items() if group in groups}
     known = {group: split for group, split in known.items() if split in ("train", *shares)}
     lacking = {split: n for split, n in shares.items() if split not in known.values()}
     for split in [split for split, share in lacking.items() if share * count < len(labels)]:
@@ -704,12 +740,13 @@ def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Pat
         return {}
     if lacking:  # it is drawn from what was left for training
         known = {group: split for group, split in known.items() if split != "train"}
-    free = [row | {"split": row["split"].replace("train", "")} for row in rows.values()]
-    drawn = clip_tables.draw_splits(free, lacking or shares, args.seed, known)
+    drawn = draw([*rows.values()], lacking or shares, args.seed, known)
     for split in shares:
+        there = {r["label"] for r, name in zip(rows.values(), drawn, strict=True) if name == split}
         count = drawn.count(split)
         what = f": {count} clips become one, in whole groups" if count else ", and too few groups"
-        print(f"no {split} split{what}", flush=True)
+        gone = f"; none of {sorted(labels - there)}" if count and labels - there else ""
+        print(f"no {split} split{what}{gone}", flush=True)
     return dict(zip(rows, drawn, strict=True))
 
 
@@ -737,16 +774,25 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
     for name, error in failed.items():
         why = getattr(error, "strerror", None)  # of FFmpeg, whose whole text is long
         plan.bad[name] = f"not a video, or damaged ({why})" if why else str(error) or repr(error)
-    rows = [in_seconds(row, timings) for row in rows if row["file"] not in failed]
+    rows = [row for row in rows if row["file"] not in failed]
+    if any("start_frame" in row for row in rows) and not args.label_frame_rate:
+        print(
+            "the table counts in frames, taken as the recording's own; Label Studio counts by the "
+            "frameRate of its labelling configuration: if it is another, name --label_frame_rate",
+            flush=True,
+        )
+    rows = [in_seconds(row, timings, args.label_frame_rate) for row in rows]
     seconds = {name: timing.seconds() for name, timing in timings.items()}
-    given = {name for name in recordings if name not in failed}
+    readable = [name for name in recordings if name not in failed]
     for row in rows:
         row["group"] = row["group"] or row["file"]
-    good, more = clip_tables.check_rows(rows, dict.fromkeys(given, 0.0) | seconds)
+    good, more = clip_tables.check_rows(rows, dict.fromkeys(readable, 0.0) | seconds)
     for line in problems + more:
         where, _, why = line.partition(": ")
         plan.bad[where] = f"{plan.bad[where]}; {why}" if where in plan.bad else why
-    if args.background:
+    if args.background and problems:
+        plan.bad["--background"] = "not drawn while rows of the table cannot be read"
+    elif args.background:
         labels = {row["label"] for row in good} - {args.background_label}
         if clip_tables.label_problems(args.background_label):
             raise ValueError(f"--background_label {args.background_label}: no name of a folder")
@@ -756,6 +802,9 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
         )
     for row in good:
         row["group"] = row["group"] or row["file"]
+    given = {row["group"]: row["split"] for row in good if row["split"]}
+    for row in good:
+        row["split"] = given.get(row["group"], "")
     keyed = {i: row | {"split": row["split"] or "train"} for i, row in enumerate(good)}
     drawn = draw_missing(keyed, output, args)
     for place, row in keyed.items():
@@ -766,7 +815,8 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
         target = Path(split, row["label"], f"{row['file']}_{span}.mp4")
         part = timing.part(first, stop)
         job = (recordings[row["file"]], output / target, args.short_side, args.gop, part, False)
-        plan.jobs[row["row"]] = job
+        if not plan.add(row["row"], job):
+            continue
         kept = {k: v for k, v in row.items() if k not in ("row", "file_alternative", "eaf")}
         plan.rows[row["row"]] = {"file_name": target.as_posix()} | kept | {"split": split}
     return plan
@@ -774,19 +824,26 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
 
 def recording_of(row: dict, names: list[str]) -> str:
     """The one of `names` (paths below the input folder) that a row of a table means."""
+    parts = {name: Path(unicodedata.normalize("NFC", name)).parts for name in names}
     for given in (row["file"], row.get("file_alternative") or row["file"]):
-        given = given.replace("\\", "/")
-        same = [name for name in names if name == given]
-        same = same or [name for name in names if Path(name).name == Path(given).name]
+        wanted = Path(unicodedata.normalize("NFC", given.replace("\\", "/"))).parts
+        same = [name for name in names if wanted == parts[name]]
+        for name in [] if same or not wanted else names:  # one may say more of the folders above
+            length = min(len(wanted), len(parts[name]))
+            same += [name] * (wanted[-length:] == parts[name][-length:])
         if len(same) == 1:
             return same[0]
     return names[0] if not row["file"] and len(names) == 1 else row["file"]
 
 
-def in_seconds(row: dict, timings: dict[str, Timing]) -> dict:
-    """The row with `start` and `end` in seconds, also where a tool counts in frames."""
-    if "start" in row or row["file"] not in timings:
-        return {"start": 0.0, "end": 1.0} | row
+def in_seconds(row: dict, timings: dict[str, Timing], label_frame_rate: float | None) -> dict:
+    """The row with `start` and `end` in seconds, also where a tool counts in frames: in those of
+    the recording, or by a clock of its own of `label_frame_rate`."""
+    if "start" in row:
+        return row
+    if label_frame_rate or row["file"] not in timings:
+        rate = label_frame_rate or 25
+        return row | {"start": row["start_frame"] / rate, "end": row["end_frame"] / rate}
     timing = timings[row["file"]]
     shown, tick = timing.times - timing.times[0], 1 / float(timing.rate)
     ends = [*shown, timing.seconds()]
@@ -805,15 +862,22 @@ def with_output_names(table: Path, folder: Path | None = None) -> str:
     """The text of a metadata table, with the names of the prepared clips as file_name; without the
     rows of clips that are not in `folder`, if given."""
     text = table.read_text("utf-8-sig")
-    there = lambda name: not folder or (folder / name).exists()  # noqa: E731
-    rename = lambda name: output_name(Path(name)).as_posix()  # noqa: E731
-    is_video = lambda name: Path(name).suffix.lower() in FORMATS  # noqa: E731
+
+    def is_video(name: str) -> bool:
+        return Path(name).suffix.lower() in FORMATS
+
+    def there(name: str) -> bool:
+        return not folder or not is_video(name) or (folder / name).exists()
+
+    def rename(name: str) -> str:
+        return output_name(Path(name)).as_posix()
+
     if table.suffix == ".jsonl":
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         for row in rows:
-            if is_video(row.get("file_name") or ""):
+            if is_video(str(row.get("file_name", ""))):
                 row["file_name"] = rename(row["file_name"])
-        rows = [row for row in rows if there(row.get("file_name") or "")]
+        rows = [row for row in rows if there(str(row.get("file_name", "")))]
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     rows = list(csv.reader(io.StringIO(text)))
     if not rows or "file_name" not in rows[0]:
@@ -867,6 +931,8 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
         sys.exit(f"{output} is inside {source}: choose an output folder elsewhere")
     try:
         if args.cut:
+            if source.suffix.lower() not in FORMATS and not source.is_dir():
+                source = where_clips_are(source, args)
             plan = plan_cuts(source, output, args)
         else:
             source = where_clips_are(source, args) if alone else source
@@ -886,12 +952,13 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
         rows = {name: row for name, row in plan.rows.items() if name in made}
         if alone:
             write_table(output, [row for row in rows.values() if row["file_name"]])
+            remove_moved(output, {job[1] for job in plan.jobs.values()}, 2 if args.cut else 1)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error).removeprefix("--dataset "))
     except OSError as error:
         if error.errno in FULL:
             sys.exit(f"{output}: the disk is full. Free some space and run the same command again.")
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, PermissionError)):
             sys.exit(str(error).removeprefix("--dataset "))
         raise
     finally:
@@ -910,7 +977,10 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
         print(f"  {name}: {what}")
     if alone and rows:
         seconds = [made[name]["seconds"] for name in rows]
-        tell([*rows.values()], seconds, output / "clips_report.json", lost)
+        split_of = {row["group"]: row["split"] for row in plan.rows.values()}
+        found = tell([*rows.values()], seconds) | {"kept_whole_part": lost, "split_of": split_of}
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        (output / "clips_report.json").write_text(text, "utf-8")
     return bad, report
 
 
@@ -949,9 +1019,24 @@ def is_ours(table: Path) -> bool:
     return table.exists() and table.read_bytes().startswith(",".join(OUR_COLUMNS).encode())
 
 
-def tell(rows: list[dict], seconds: list[float], report: Path, lost: dict[str, str]) -> None:
-    """Prints clips, groups and minutes of each label and split, and warnings; writes them to
-    `report` as JSON. `seconds` has the length of each row's clip."""
+def remove_moved(output: Path, targets: set[Path], depth: int) -> None:
+    """Deletes what an earlier run wrote of the same clip into the folder of another split, or, with
+    `depth` 2, label: else a clip would be in training and in test. Says what else is not of today.
+    """
+    inner = {target.relative_to(output).parts[depth:] for target in targets}
+    old = [clip for clip in videos_of(files_below(output)[0]) if clip not in targets]
+    old = [clip for clip in old if clip.relative_to(output).parts[0] in SPLITS]
+    moved = [clip for clip in old if clip.relative_to(output).parts[depth:] in inner]
+    for clip in moved:
+        if clip_times(clip).prepared.startswith(PREPARED):
+            clip.unlink()
+    if left := len(old) - len(moved):
+        print(f"{left} clips in {output} are not of this run: delete them if nobody needs them")
+
+
+def tell(rows: list[dict], seconds: list[float]) -> dict:
+    """Prints clips, groups and minutes of each label and split, and warnings; returns them.
+    `seconds` has the length of each row's clip."""
     cells = {}
     for row, length in zip(rows, seconds, strict=True):
         cells.setdefault((row["split"], row["label"]), []).append((row["group"], length))
@@ -969,13 +1054,14 @@ def tell(rows: list[dict], seconds: list[float], report: Path, lost: dict[str, s
             warnings.append(f"label {label} has {len(those)} clips: fewer than ten")
         if len({row["group"] for row in those}) == 1:
             warnings.append(f"label {label} comes from a single group: {those[0]['group']}")
-    for group in dict.fromkeys(row["group"] for row in rows):
-        splits = {row["split"] for row in rows if row["group"] == group}
+    splits_of = {}
+    for row in rows:
+        splits_of.setdefault(row["group"], set()).add(row["split"])
+    for group, splits in splits_of.items():
         if len(splits) > 1:
             warnings.append(f"group {group} is in {' and '.join(sorted(splits))}: leakage")
     print("\n".join(f"warning: {text}" for text in warnings[:20]), end="\n" * bool(warnings))
-    found = {"clips": table, "warnings": warnings, "kept_whole_part": lost}
-    report.write_text(json.dumps(found, indent=2, ensure_ascii=False), "utf-8")
+    return {"clips": table, "warnings": warnings}
 
 
 # ---- All clips: check them, and change nothing --------------------------------------------------
@@ -1016,6 +1102,9 @@ def check_only(args: argparse.Namespace) -> dict[str, str]:
     Nothing else is written. Returns {clip: reason} of those that training cannot read.
     """
     source = where_clips_are(Path(args.input).expanduser(), args)
+    target = Path(args.output or "clips_check.json").expanduser()
+    if target.is_dir() or target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{target}: name a JSON file outside of the data set for the report")
     found = find_clips(source)
     row_of = {row["video"]: row for row in found.rows}
     videos = videos_of(files_below(source)[0])
@@ -1030,6 +1119,8 @@ def check_only(args: argparse.Namespace) -> dict[str, str]:
     warnings = list(found.problems)
     middle = float(np.median([clip.get("seconds", 0) for clip in clips]))
     for clip in clips:
+        if unreadable_width(clip.get("width") or 100):
+            warnings.append(f"{clip['file']}: some decoders cannot read a width of {clip['width']}")
         if clip.get("seconds", 0) > 5 * middle:
             long = f"{clip['file']}: {clip['seconds']:.1f} s, over five times the median"
             warnings.append(f"{long} ({middle:.1f} s)")
@@ -1046,7 +1137,6 @@ def check_only(args: argparse.Namespace) -> dict[str, str]:
             f"{clip['rotation']:>6} {clip['codec']:<8} {clip['file']}"
         )
     print("\n".join(f"warning: {text}" for text in warnings), end="\n" * bool(warnings))
-    target = Path(args.output or "clips_check.json").expanduser()
     text = json.dumps({"clips": clips, "warnings": warnings}, indent=2, ensure_ascii=False)
     target.write_text(text, "utf-8")
     bad = {clip["file"]: clip["problem"] for clip in clips if clip["problem"]}
@@ -1069,6 +1159,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--background", type=int, default=0, help="Clips of each recording where nothing is marked."
     )
+    add("--label_frame_rate", type=float, help="Of a table in frames, if not the recordings' own.")
     add("--background_label", default="background", help="Their label.")
     add("--validation_share", type=float, default=0.15, help="Drawn where there is none; 0: no.")
     add("--test_share", type=float, default=0.15, help="Drawn where there is none; 0: no.")

@@ -396,7 +396,7 @@ def test_all_problems_are_in_one_report_and_good_rows_are_cut(tmp_path, inline, 
         reasons["row 10"] = "no recording 'gone.mp4'" if flags else "no such file"
         for key, reason in reasons.items():
             assert reason in bad[key] and "\n" not in bad[key], key
-        assert [key for key in bad if not key.startswith("background")] == [
+        assert [key for key in bad if "background" not in key] == [
             "damaged.mp4", *sorted(reasons.keys() - {"damaged.mp4"}, key=clip_files.natural)
         ]  # fmt: skip
         rows_made = [row for row in table_of(tmp_path / "out") if row["label"] != "background"]
@@ -1138,3 +1138,177 @@ def test_a_file_with_nothing_whole_is_bad_and_a_sound_one_is_not_named(tmp_path,
         for name in videos(out):
             assert numbers(out / name) == list(range(30))
         assert len(videos(out)) == 5
+
+
+# ---- Nothing is lost, torn or taken for another without a word
+
+
+def clip_tree(folder, *names, frames=12):
+    """The same small clip under each of the names."""
+    content = write_video(folder.parent / "one.mp4", numbered(frames)).read_bytes()
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_each_span_of_a_region_is_a_clip(tmp_path, inline):
+    """Label Studio: its own count of frames, where it tells how many there are in how long."""
+    write_video(tmp_path / "long/a.mp4", numbered(60), rate=30)
+    spans = {"ranges": [{"start": 1, "end": 5}, {"start": 11, "end": 20}], "timelinelabels": ["x"]}
+    boxes = [{"frame": 26, "enabled": True}, {"frame": 50, "enabled": False}]
+    counted = {"sequence": boxes, "labels": ["x"], "framesCount": 50, "duration": 2.0}
+    tasks = [
+        {
+            "id": 1,
+            "data": {"video": "a.mp4"},
+            "annotations": [{"result": [{"value": spans}, {"value": counted}]}],
+        }
+    ]
+    (tmp_path / "table.json").write_text(json.dumps(tasks))
+    assert main(tmp_path / "long", tmp_path / "out", "--cut", tmp_path / "table.json") == 0
+    found = sorted(each for each in clip_numbers(tmp_path / "out").values())
+    # the boxes: frame 26 of 50 in 2 s is shown from 1.0 s on, and 50 ends at 2.0 s
+    assert found == [[*range(5)], [*range(10, 20)], [*range(30, 60)]]
+    del tasks[0]["annotations"][0]["result"][1]
+    (tmp_path / "table.json").write_text(json.dumps(tasks))
+    flags = ("--cut", tmp_path / "table.json", "--label_frame_rate", "15")
+    assert main(tmp_path / "long", tmp_path / "two", *flags) == 0
+    found = sorted(each for each in clip_numbers(tmp_path / "two").values())
+    assert found == [[*range(10)], [*range(20, 40)]]
+
+
+def test_a_recording_in_another_folder_is_not_taken(tmp_path, inline):
+    write_video(tmp_path / "long/day1/a.mp4", numbered(30))
+    write_video(tmp_path / "long/é.mp4", numbered(30))  # composed; the table says it otherwise
+    assert cut(tmp_path, ["day2/a.mp4,0,1,x", "/home/me/day1/a.mp4,1,2,x", "é.mp4,0,1,x"]) == 1
+    assert list(bad_of(tmp_path / "out")) == ["row 2"]
+    assert sorted(row["file"] for row in table_of(tmp_path / "out")) == ["day1/a.mp4", "é.mp4"]
+
+
+def test_rows_without_a_split_go_where_their_recording_was_put(tmp_path, inline):
+    for name in "abc":
+        write_video(tmp_path / f"long/{name}.mp4", numbered(60))
+    rows = ["a.mp4,0,1,x,test", "a.mp4,2,3,x,", "b.mp4,0,1,x,validation", "c.mp4,0,1,x,"]
+    assert cut(tmp_path, rows, header="file,start,end,label,split") == 0
+    found = {(row["file"], row["split"]) for row in table_of(tmp_path / "out")}
+    assert found == {("a.mp4", "test"), ("b.mp4", "validation"), ("c.mp4", "train")}
+
+
+def test_what_a_data_set_has_in_two_splits_is_not_moved(tmp_path, inline):
+    clip_tree(tmp_path / "clips", *(f"{i}.mp4" for i in range(40)))
+    rows = [f"{i}.mp4,{'ab'[i % 2]},{'test' if i < 2 else 'train'},{i // 4}" for i in range(40)]
+    header = "file_name,label,split,group"
+    (tmp_path / "clips/metadata.csv").write_text("\n".join([header, *rows]))
+    assert main(tmp_path / "clips", tmp_path / "out") == 0
+    count = Counter(split for split, _ in loaded(tmp_path / "out").values())
+    assert count["test"] == 2 and count["train"] > 20 and count["validation"]
+
+
+def test_a_clip_that_was_in_train_is_not_in_test_as_well(tmp_path, inline, capsys):
+    clip_tree(tmp_path / "clips", *(f"train/{x}/{i}.mp4" for x in "ab" for i in range(20)))
+    none = ("--validation_share", 0, "--test_share", 0)
+    assert main(tmp_path / "clips", tmp_path / "out", *none) == 0
+    write_video(tmp_path / "out/train/a/mine.mp4", numbered(5))  # of the reader's own
+    assert main(tmp_path / "clips", tmp_path / "out") == 0
+    names = [Path(*Path(name).parts[1:]).as_posix() for name in videos(tmp_path / "out")]
+    assert len(names) == len({*names}) == 41
+    assert "1 clips in" in capsys.readouterr().out
+
+
+def test_a_clip_that_is_bad_once_keeps_its_split(tmp_path, inline):
+    names = [f"train/{x}/{i}.mp4" for x in "ab" for i in range(20)]
+    clip_tree(tmp_path / "clips", *names)
+    assert main(tmp_path / "clips", tmp_path / "out") == 0
+    before = {Path(k).name: split for k, (split, label) in loaded(tmp_path / "out").items()
+              if label == "a"}  # fmt: skip
+    name = next(name for name, split in before.items() if split == "test")
+    clip = tmp_path / "clips/train/a" / name
+    sound = clip.read_bytes()
+    clip.write_bytes(b"")
+    assert main(tmp_path / "clips", tmp_path / "out", "--on_bad_clip", "skip") == 0
+    clip.write_bytes(sound)
+    assert main(tmp_path / "clips", tmp_path / "out") == 0
+    found = loaded(tmp_path / "out")
+    assert {Path(k).name: split for k, (split, label) in found.items() if label == "a"} == before
+
+
+def test_the_nearest_of_two_tables_names_a_clip(tmp_path, inline):
+    names = [f"{split}/{i}.mp4" for split in ("train", "validation") for i in range(4)]
+    clip_tree(tmp_path / "clips", *names)
+    rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(names)]
+    (tmp_path / "clips/metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    inner = [f"{i}.mp4,{'cd'[i % 2]}" for i in range(4)]
+    for split in ("train", "validation"):
+        table = tmp_path / "clips" / split / "metadata.csv"
+        table.write_text("\n".join(["file_name,label", *inner]))
+    found = loaded(tmp_path / "clips")
+    assert len(found) == 8 and {label for _, label in found.values()} == {"c", "d"}
+
+
+def test_two_sources_of_one_name_are_told_apart(tmp_path, inline):
+    write_video(tmp_path / "clips/train/a/c1.mp4", numbered(5))
+    folder = tmp_path / "clips/train/a/c1"
+    folder.mkdir()
+    for i in range(3):
+        write_video(folder / f"{i}.png", numbered(1), codec="png", pix_fmt="rgb24")
+    assert main(tmp_path / "clips", tmp_path / "out", "--frame_rate", 5) == 1
+    assert "would have the name of" in bad_of(tmp_path / "out")["train/a/c1"]
+
+
+def test_a_table_keeps_what_it_says_of_other_files(tmp_path, inline):
+    clip_tree(tmp_path / "clips/train", "1.mp4", "2.mp4")
+    (tmp_path / "clips/train/z.png").write_bytes(b"a picture")
+    table = tmp_path / "clips/train/metadata.csv"
+    table.write_text("file_name,label\n1.mp4,a\n2.mp4,b\nz.png,c\n")
+    assert main(tmp_path / "clips", tmp_path / "out") == 0
+    assert (tmp_path / "out/train/metadata.csv").read_text() == table.read_text()
+
+
+def test_a_damaged_result_is_made_anew(tmp_path, inline):
+    clip_tree(tmp_path / "clips", "train/a/1.mp4")
+    for content in (b"", b"no video"):
+        assert main(tmp_path / "clips", tmp_path / "out") == 0
+        (tmp_path / "out/train/a/1.mp4").write_bytes(content)
+    assert main(tmp_path / "clips", tmp_path / "out") == 0
+    assert numbers(tmp_path / "out/train/a/1.mp4") == [*range(12)]
+
+
+def test_what_was_kept_of_a_damaged_clip_does_not_pass_for_whole(tmp_path, inline):
+    source = write_video(tmp_path / "clips/train/a/1.mkv", numbered(60), **B_FRAMES)
+    source.write_bytes(source.read_bytes()[:-400])
+    keep = ("--on_bad_clip", "keep_whole_part")
+    assert main(tmp_path / "clips", tmp_path / "out", *keep) == 0
+    assert main(tmp_path / "clips", tmp_path / "out") == 1
+    assert "truncated or damaged" in bad_of(tmp_path / "out")["train/a/1.mkv"]
+
+
+def test_background_is_not_drawn_over_rows_that_cannot_be_read(tmp_path, inline):
+    write_video(tmp_path / "long/a.mp4", numbered(60))
+    assert cut(tmp_path, ["a.mp4,0,1,x", "a.mp4,2,3.0s,x"], "--background", 3) == 1
+    assert [row["label"] for row in table_of(tmp_path / "out")] == ["x"]
+    assert "--background" in bad_of(tmp_path / "out")
+
+
+def test_several_machines_take_neither_lists_nor_pictures(tmp_path, inline):
+    clip_tree(tmp_path / "clips", "videos/1.avi")
+    (tmp_path / "clips/train.txt").write_text("videos/1.avi 0\n")
+    config = tmp_path / "resourceconfig.json"
+    config.write_text('{"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}')
+    said = main(tmp_path / "clips", tmp_path / "out", "--resource_config", config)
+    assert "need a single machine" in said
+
+
+def test_a_report_of_a_check_goes_outside_of_the_data_set(tmp_path, inline):
+    clip_tree(tmp_path / "clips", "train/a/1.mp4")
+    for target in (tmp_path, tmp_path / "clips/check.json"):
+        assert "outside of the data set" in main(tmp_path / "clips", target, "--check_only")
+
+
+def test_an_archive_beside_a_table_is_not_taken_for_the_clips(tmp_path, inline):
+    names = [f"videos/{i}.mp4" for i in range(8)]
+    clip_tree(tmp_path / "clips", *names)
+    clip_tree(tmp_path / "other", "train/c/1.mp4", "train/d/1.mp4")
+    shutil.make_archive(str(tmp_path / "clips/orig"), "zip", tmp_path / "other")
+    rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(names)]
+    (tmp_path / "clips/metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    assert {label for _, label in loaded(tmp_path / "clips").values()} == {"a", "b"}
