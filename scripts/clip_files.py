@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import decord
@@ -96,55 +97,79 @@ class Timing:
         return replace(self, times=times, end=end, first=first)
 
 
-def clip_times(path: Path, whole_part: bool = False) -> Timing:
-    """The Timing of a file, of what comes before the first damage where `whole_part` is True.
+class Packet(NamedTuple):
+    """What one packet of a video stream says of its frame."""
 
-    Raises ValueError or av.FFmpegError where there is no video, or no frame.
-    """
+    stamp: int | None  # when it is shown, in ticks of the stream
+    duration: int
+    key: bool
+    discarded: bool  # by an edit list: what a cut without re-encoding left before its start
+    corrupt: bool
+    guessed: bool  # whether the stamp is that of decoding
+
+
+def read_packets(path: Path) -> tuple[list[Packet], dict, Fraction, Fraction, str]:
+    """(packets, facts for the Timing, seconds of a tick, average rate, what is wrong) of a file."""
     av.logging.set_level(av.logging.ERROR)  # over damage, a demuxer only logs and goes on
     with av.logging.Capture() as log:
         container, stream = open_clip(path)
         with container:
             name, step = container.format.name, stream.time_base
-            average = stream.average_rate or stream.guessed_rate
+            average = stream.average_rate or stream.guessed_rate or Fraction(25)
+            said = float((stream.duration or 0) * step)
             facts = {
                 "codec": stream.codec_context.codec.canonical_name,
                 "container": name.split(",")[0],
                 "size": (stream.width, stream.height),
-                "said": float((stream.duration or 0) * step) or (container.duration or 0) / 1e6,
+                "said": said or (container.duration or 0) / 1e6,
                 "prepared": container.metadata.get("comment", ""),
             }
             packets = [
-                (p.dts if p.pts is None else p.pts, p.duration, p.is_keyframe, p.is_discard,
-                 p.is_corrupt, p.pts is None)
+                Packet(
+                    p.dts if p.pts is None else p.pts, p.duration or 0, p.is_keyframe,
+                    p.is_discard, p.is_corrupt, p.pts is None,
+                )
                 for p in container.demux(stream) if p.size
             ]  # fmt: skip
     av.logging.set_level(None)
     logged = [text.split("\n")[0] for _, logger, text in log if logger == name]
-    corrupt = [place for place, packet in enumerate(packets) if packet[4]]
-    damage = ", ".join(logged[:1]) or "a partial frame" * bool(corrupt)
+    stamps = [packet.stamp for packet in packets if packet.stamp is not None]
+    here = float((max(stamps) - min(stamps)) * step) if stamps else 0
+    damage = ""
+    if logged:
+        damage = logged[0]
+    elif any(packet.corrupt for packet in packets):
+        damage = "a partial frame"
+    elif name.startswith("mov") and here < 0.9 * said - 0.5:  # cut off between two frames
+        damage = f"ends after {here:.1f} of {said:.1f} s"
+    elif name == "mpegts" and all(path.stat().st_size % size for size in (188, 192, 204)):
+        damage = "ends within a packet"
+    return packets, facts, step, average, damage
+
+
+def clip_times(path: Path, whole_part: bool = False) -> Timing:
+    """The Timing of a file, of what comes before the first damage where `whole_part` is True.
+
+    Raises ValueError or av.FFmpegError where there is no video, or no frame.
+    """
+    packets, facts, step, average, damage = read_packets(path)
+    corrupt = [place for place, packet in enumerate(packets) if packet.corrupt]
     if corrupt and whole_part:  # frames are stored in another order than they are shown
-        late = min((p[0] for p in packets[corrupt[0] :] if p[0] is not None), default=math.inf)
-        packets = [p for p in packets[: corrupt[0]] if p[0] is None or p[0] < late]
-    # An edit list discards what a cut without re-encoding left before its start.
-    stamps = [stamp for stamp, _, _, discarded, *_ in packets if not discarded]
+        after = [p.stamp for p in packets[corrupt[0] :] if p.stamp is not None]
+        late = min(after, default=math.inf)
+        packets = [p for p in packets[: corrupt[0]] if p.stamp is None or p.stamp < late]
+    stamps = [packet.stamp for packet in packets if not packet.discarded]
     if not {*stamps} - {None}:
         raise ValueError(f"no frames{damage and f' ({damage})'}")
     hard, key = False, -math.inf
-    for stamp, _, is_key, discarded, _, guessed in packets:
-        hard = hard or discarded or guessed or stamp < key
-        key = stamp if is_key and not hard else key
-    known = [packet[0] for packet in packets if packet[0] is not None]
-    here = (max(known) - min(known)) * float(step)
-    if not damage and name.startswith("mov") and here < 0.9 * facts["said"] - 0.5:
-        damage = f"ends after {here:.1f} of {facts['said']:.1f} s"  # cut off between two frames
+    for packet in packets:
+        hard = hard or packet.discarded or packet.guessed or packet.stamp < key
+        key = packet.stamp if packet.key and not hard else key
     facts |= {"damage": damage, "hard_to_seek": hard}
     if len({*stamps} - {None}) < len(stamps):  # some are lacking, or two frames have the same
-        rate = average or Fraction(25)
-        return Timing(rate, np.arange(len(stamps)) / float(rate), 0, True, **facts)
-    times = np.array(sorted(stamps)) * float(step)
-    counted = name in COUNTED
-    span, last = times[-1] - times[0], float((packets[-1][1] or 0) * step)
+        return Timing(average, np.arange(len(stamps)) / float(average), 0, True, **facts)
+    times, counted = np.array(sorted(stamps)) * float(step), facts["container"] in COUNTED
+    span, last = times[-1] - times[0], float(packets[-1].duration * step)
     mean = Fraction((len(times) - 1) / span).limit_denominator(1001) if span else Fraction(25)
     for rate in (average, mean):
         if rate and np.abs((times - times[0]) * float(rate) - np.arange(len(times))).max() < 0.25:

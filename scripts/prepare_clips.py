@@ -634,13 +634,15 @@ class Plan:
     bad: dict[str, str] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
 
+    names: dict[Path, str] = field(default_factory=dict)  # of the jobs, by what they write
+
     def add(self, name: str, job: tuple) -> bool:
         """Adds a job, or names it as bad where another one writes the same clip."""
-        same = [other for other, planned in self.jobs.items() if planned[1] == job[1]]
-        if same or name in self.jobs:
-            self.bad[name] = f"its clip would have the name of that of {[*same, name][0]}"
+        if job[1] in self.names or name in self.jobs:
+            other = self.names.get(job[1], name)
+            self.bad[name] = f"its clip would have the name of that of {other}"
             return False
-        self.jobs[name] = job
+        self.jobs[name], self.names[job[1]] = job, name
         return True
 
 
@@ -653,28 +655,37 @@ def output_name(video: Path) -> Path:
     return video if kept else video.with_name(f"{video.name}.mp4")
 
 
-def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool) -> Plan:
-    """Each clip below `source`, in the same folders; in those of the drawn split where one lacks.
+def sources(source: Path, args: argparse.Namespace, alone: bool) -> tuple[dict, list[Path]]:
+    """({clip: its Timing, for a folder of pictures}, other files) below `source`.
 
     Raises ValueError where folders of numbered pictures are to be clips and there are none.
     """
-    plan, whole_part = Plan(), args.on_bad_clip == "keep_whole_part"
     files, left_out = files_below(source)
     if left_out:
         print(f"{len(left_out)} hidden files or folders are left out: {min(left_out)}", flush=True)
     folders = frame_folders(files)
-    if not alone and (args.frame_rate or any(map(split_of_list, files))):
+    in_splits = any(video.relative_to(source).parts[0] in SPLITS for video in videos_of(files))
+    lists = [file for file in files if file.parent == source and split_of_list(file)]
+    if not alone and (args.frame_rate or lists and not in_splits):
         raise ValueError("folders of pictures and lists of clips need a single machine")
     if args.frame_rate and not folders:
         raise ValueError(f"--frame_rate: {source} has no folder of numbered pictures")
     if folders and not args.frame_rate:
         print(f"{len(folders)} folders of pictures are no clips without --frame_rate", flush=True)
-    clips = {clip: None for clip in videos_of(files)}
+    clips, taken = {video: None for video in videos_of(files)}, set()
     if args.frame_rate:
         clips |= {f: pictures_timing(len(p), args.frame_rate) for f, p in folders.items()}
-    pictures = {file for those in folders.values() for file in those if args.frame_rate}
-    for table in [file for file in files if file.name in TABLES]:
-        table_rows(table)  # one that cannot be read ends it here
+        taken = {file for pictures in folders.values() for file in pictures}
+    return clips, [file for file in files if file not in clips and file not in taken]
+
+
+def labelled(source: Path, clips: dict, plan: Plan, args: argparse.Namespace, alone: bool):
+    """({clip: its row}, the tables and lists that name them); what is wrong goes into the plan.
+
+    Raises ValueError for a table that cannot be read.
+    """
+    for table in [file for file in plan.others if file.name in TABLES]:
+        table_rows(table)
     try:
         found = find_clips(source, bool(args.frame_rate))
     except ValueError as error:
@@ -688,16 +699,27 @@ def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool
         problems = "\n".join(found.problems[:20])
         print(f"train.py would refuse this data set:\n{problems}", flush=True)
         rows = {}
+    return rows, found.named_by
+
+
+def plan_clips(source: Path, output: Path, args: argparse.Namespace, alone: bool) -> Plan:
+    """Each clip below `source`, in the same folders; in those of the drawn split where one lacks.
+
+    Raises ValueError: see sources and labelled.
+    """
+    plan, whole_part = Plan(), args.on_bad_clip == "keep_whole_part"
+    clips, plan.others = sources(source, args, alone)
+    rows, named_by = labelled(source, clips, plan, args, alone)
     drawn = draw_missing(rows, output, args) if alone else {}
     # Names, labels and splits go into a table of our own where the one given will not do.
-    lists = any(file.name not in TABLES for file in found.named_by)
+    lists = any(file.name not in TABLES for file in named_by)
     anew = drawn or args.frame_rate or lists or plan.bad or is_ours(output / "metadata.csv")
     anew = bool(anew and rows and alone)
-    tables = found.named_by if anew else set()
+    tables = named_by if anew else set()
     for table in [output / table.relative_to(source) for table in tables]:
         if table != output / "metadata.csv":
             table.unlink(missing_ok=True)  # copied by an earlier run
-    plan.others = [f for f in files if f not in clips and f not in pictures | tables]
+    plan.others = [file for file in plan.others if file not in tables]
     for clip, timing in clips.items():
         inner = clip.relative_to(source)
         target = inner
@@ -750,12 +772,12 @@ def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Pat
     return dict(zip(rows, drawn, strict=True))
 
 
-def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
-    """A clip for each row of the table `args.cut`, and `args.background` more of each recording.
+def rows_to_cut(source: Path, args: argparse.Namespace, plan: Plan) -> tuple[list, dict, dict]:
+    """(good rows of the table and of the background, {recording: its file}, {recording: Timing}).
 
-    Raises ValueError for a table that cannot be read.
+    What is wrong with other rows goes into the plan. Raises ValueError for a table that cannot be
+    read.
     """
-    plan = Plan()
     try:
         rows, problems = clip_tables.read_table(Path(args.cut).expanduser(), args.encoding)
     except OSError as error:
@@ -793,13 +815,17 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
     if args.background and problems:
         plan.bad["--background"] = "not drawn while rows of the table cannot be read"
     elif args.background:
-        labels = {row["label"] for row in good} - {args.background_label}
-        if clip_tables.label_problems(args.background_label):
-            raise ValueError(f"--background_label {args.background_label}: no name of a folder")
-        one_form([*labels, args.background_label], "--background_label and labels")
-        good += clip_tables.background_rows(
-            good, seconds, args.background, args.background_label, args.seed, rows
-        )
+        good += background(good, rows, seconds, args)
+    return good, recordings, timings
+
+
+def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
+    """A clip for each row of the table `args.cut`, and `args.background` more of each recording.
+
+    Raises ValueError for a table that cannot be read.
+    """
+    plan = Plan()
+    good, recordings, timings = rows_to_cut(source, args, plan)
     for row in good:
         row["group"] = row["group"] or row["file"]
     given = {row["group"]: row["split"] for row in good if row["split"]}
@@ -820,6 +846,16 @@ def plan_cuts(source: Path, output: Path, args: argparse.Namespace) -> Plan:
         kept = {k: v for k, v in row.items() if k not in ("row", "file_alternative", "eaf")}
         plan.rows[row["row"]] = {"file_name": target.as_posix()} | kept | {"split": split}
     return plan
+
+
+def background(good: list[dict], rows: list[dict], seconds: dict, args) -> list[dict]:
+    """Rows where none of `rows` is, as long as those of `good`. Raises ValueError for the label."""
+    label = args.background_label
+    if clip_tables.label_problems(label):
+        raise ValueError(f"--background_label {label}: no name of a folder")
+    labels = {row["label"] for row in good} - {label}
+    one_form([*labels, label], "--background_label and labels")
+    return clip_tables.background_rows(good, seconds, args.background, label, args.seed, rows)
 
 
 def recording_of(row: dict, names: list[str]) -> str:
@@ -964,23 +1000,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
     finally:
         for part in output.rglob(".*.part"):  # of a clip that hung, or a run that was killed
             part.unlink(missing_ok=True)
-    sources = {job[0] for name, job in plan.jobs.items() if name in made and job[0].is_file()}
-    before = sum(file.stat().st_size for file in sources) / 1e6
-    after = sum(plan.jobs[name][1].stat().st_size for name in made) / 1e6
-    new = sum(result["new"] for result in made.values())
-    print(
-        f"{new} clips prepared, {len(made) - new} already there, "
-        f"{len(bad)} bad: {before:.1f} MB -> {after:.1f} MB in {time.time() - began:.0f} s"
-    )
-    lost = {name: result["lost"] for name, result in made.items() if result["lost"]}
-    for name, what in lost.items():
-        print(f"  {name}: {what}")
-    if alone and rows:
-        seconds = [made[name]["seconds"] for name in rows]
-        split_of = {row["group"]: row["split"] for row in plan.rows.values()}
-        found = tell([*rows.values()], seconds) | {"kept_whole_part": lost, "split_of": split_of}
-        text = json.dumps(found, indent=2, ensure_ascii=False)
-        (output / "clips_report.json").write_text(text, "utf-8")
+    tell_all(plan, made, len(bad), output if alone else None, time.time() - began)
     return bad, report
 
 
@@ -1032,6 +1052,28 @@ def remove_moved(output: Path, targets: set[Path], depth: int) -> None:
             clip.unlink()
     if left := len(old) - len(moved):
         print(f"{left} clips in {output} are not of this run: delete them if nobody needs them")
+
+
+def tell_all(plan: Plan, made: dict, bad: int, output: Path | None, seconds: float) -> None:
+    """Prints the summary of a run, and its report, which goes into `output` too, if given."""
+    sources = {job[0] for name, job in plan.jobs.items() if name in made and job[0].is_file()}
+    before = sum(file.stat().st_size for file in sources) / 1e6
+    after = sum(plan.jobs[name][1].stat().st_size for name in made) / 1e6
+    new = sum(result["new"] for result in made.values())
+    print(
+        f"{new} clips prepared, {len(made) - new} already there, "
+        f"{bad} bad: {before:.1f} MB -> {after:.1f} MB in {seconds:.0f} s"
+    )
+    lost = {name: result["lost"] for name, result in made.items() if result["lost"]}
+    for name, what in lost.items():
+        print(f"  {name}: {what}")
+    rows = {name: row for name, row in plan.rows.items() if name in made}
+    if output and rows:
+        lengths = [made[name]["seconds"] for name in rows]
+        split_of = {row["group"]: row["split"] for row in plan.rows.values()}
+        found = tell([*rows.values()], lengths) | {"kept_whole_part": lost, "split_of": split_of}
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        (output / "clips_report.json").write_text(text, "utf-8")
 
 
 def tell(rows: list[dict], seconds: list[float]) -> dict:

@@ -1082,7 +1082,7 @@ TRUNCATED = {
 
 def write_truncated(path, share=0.6, **options):
     flags = {key: options.pop(key) for key in ("movflags",) if key in options}
-    write_video(path, noisy(120), **options)
+    write_video(path, noisy(120), **options, threads="1")  # x264 else differs under load
     if flags:  # move the index to the front
         front = path.with_name(f"front_{path.name}")
         with av.open(str(path)) as old, av.open(str(front), "w", options=flags) as new:
@@ -1113,7 +1113,7 @@ def test_what_is_whole_of_a_truncated_file_is_kept(tmp_path, inline, capsys, nam
         assert main(source, out, "--on_bad_clip", "keep_whole_part") == 0
         made = out / f"train/a/{name}{'.mp4' * (not name.endswith('.mp4'))}"
         shown = numbers(made)
-        assert shown == list(range(len(shown))) and 50 <= len(shown) <= 90
+        assert shown == list(range(len(shown))) and 40 <= len(shown) <= 90
         lost = report_of(out)["kept_whole_part"]
         assert list(lost) == [f"train/a/{name}"]
         assert f"{len(shown) / rate:.2f} of " in lost[f"train/a/{name}"]
