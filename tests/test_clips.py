@@ -190,6 +190,12 @@ def test_datasets_reads_it_as_a_videofolder(folder, tmp_path):
     assert Path(row["video"]["path"]).parent.name == sorted(clips.LABELS)[row["label"]]
 
 
+def test_what_is_shown_is_what_is_trained_on():
+    import clip_files
+
+    assert clips.VIDEO_SUFFIXES == clip_files.FORMATS
+
+
 def test_contact_sheet_shows_labels_times_and_pictures(folder):
     figure = clips.contact_sheet(folder, "test", clips_per_label=2, frames_per_clip=5)
     assert len(figure.axes) == 4 * 5

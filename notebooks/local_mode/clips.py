@@ -41,7 +41,9 @@ ASPECTS = (4 / 3, 1, 3 / 4, 16 / 9)  # width / height
 RATES = (12, 15, 24, 25, 30)  # frames per second
 SECONDS = (1.5, 4.0)  # 12 fps * 1.5 s = 18 frames: a clip is always longer than a model's 16
 CLIPS_PER_PERSON = 4
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".mpeg")
+VIDEO_SUFFIXES = tuple(
+    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .3gp .ogv .gif".split()
+)
 RECORD = "clips.json"
 LISTS = ("labels.json", *(f"ImageSets/2017/{split}.txt" for split in ("train", "val", "test")))
 SCALE = 2  # drawn this much larger, then averaged: smooth edges
