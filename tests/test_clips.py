@@ -191,8 +191,6 @@ def test_datasets_reads_it_as_a_videofolder(folder, tmp_path):
 
 
 def test_what_is_shown_is_what_is_trained_on():
-    import clip_files
-
     assert clips.VIDEO_SUFFIXES == clip_files.FORMATS
 
 
