@@ -476,7 +476,8 @@ def load_clips(dataset: str, seed: int = 42):
 
 def say_what_is_left_out(root: Path, found: Found) -> None:
     """Says how many files are not taken, and which folders are no splits."""
-    top = {f: f.relative_to(root).parts[0] for f in found.left_out if f.parent != root}
+    below = [f for f in found.left_out if f.parent != root and f.is_relative_to(root)]
+    top = {f: f.relative_to(root).parts[0] for f in below}
     no_split = (name for name in top.values() if name not in SPLITS and name[0] != ".")
     strays = sorted({name for name in no_split if name.lower() not in CLUTTER})
     inside = [file for file in found.left_out if top.get(file) not in strays]
