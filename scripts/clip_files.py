@@ -134,7 +134,8 @@ def read_packets(path: Path) -> tuple[list[Packet], dict, Fraction, Fraction, st
     av.logging.set_level(None)
     logged = [text.split("\n")[0] for _, logger, text in log if logger == name]
     stamps = [packet.stamp for packet in packets if packet.stamp is not None]
-    here = float((max(stamps) - min(stamps)) * step) if stamps else 0
+    last = max((packet.duration for packet in packets), default=0)
+    here = float((max(stamps) - min(stamps) + last) * step) if stamps else 0
     damage = ""
     if logged:
         damage = logged[0]

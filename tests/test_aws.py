@@ -934,6 +934,7 @@ def test_clips_are_prepared_on_two_instances(port, tmp_path):
     made["bad_clips.json"] = made.pop(report)
     files = [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
     one_machine = {p.relative_to(tmp_path / "prepared").as_posix(): p.read_bytes() for p in files}
+    del one_machine["clips_report.json"]  # of several machines, none sees the whole
     assert made.keys() == one_machine.keys()
     for name, data in made.items():
         if not name.endswith(".mp4"):
