@@ -73,6 +73,7 @@ from clip_files import (
     natural,
     pictures_timing,
     prepare_clip,
+    settings_of,
     unreadable_width,
 )
 from pebble import ProcessExpired, ProcessPool
@@ -751,9 +752,8 @@ def draw_missing(rows: dict, output: Path, args: argparse.Namespace) -> dict[Pat
     count, labels = len(rows), {row["label"] for row in rows.values()}
     if not rows:
         return {}
-    report, groups = output / "clips_report.json", {row["group"] for row in rows.values()}
-    known = json.loads(report.read_text("utf-8")).get("split_of", {}) if report.exists() else {}
-    known = {group: split for group, split in known.items() if group in groups}
+    groups = {row["group"] for row in rows.values()}
+    known = {group: split for group, split in written_down(output).items() if group in groups}
     known = {group: split for group, split in known.items() if split in ("train", *shares)}
     lacking = {split: n for split, n in shares.items() if split not in known.values()}
     for split in [split for split, share in lacking.items() if share * count < len(labels)]:
@@ -989,7 +989,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
         rows = {name: row for name, row in plan.rows.items() if name in made}
         if alone:
             write_table(output, [row for row in rows.values() if row["file_name"]])
-            remove_moved(output, {job[1] for job in plan.jobs.values()}, 2 if args.cut else 1)
+            remove_moved(output, plan, 2 if args.cut else 1)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error).removeprefix("--dataset "))
     except OSError as error:
@@ -1040,17 +1040,27 @@ def is_ours(table: Path) -> bool:
     return table.exists() and table.read_bytes().startswith(",".join(OUR_COLUMNS).encode())
 
 
-def remove_moved(output: Path, targets: set[Path], depth: int) -> None:
-    """Deletes what an earlier run wrote of the same clip into the folder of another split, or, with
+def written_down(output: Path) -> dict[str, str]:
+    """{group: its split} of the last run into `output`."""
+    report = output / "clips_report.json"
+    return json.loads(report.read_text("utf-8")).get("split_of", {}) if report.exists() else {}
+
+
+def remove_moved(output: Path, plan: Plan, depth: int) -> None:
+    """Deletes what the last run wrote of the same clip into the folder of another split, or, with
     `depth` 2, label: else a clip would be in training and in test. Says what else is not of today.
     """
-    inner = {target.relative_to(output).parts[depth:] for target in targets}
+    known, targets = written_down(output), {job[1] for job in plan.jobs.values()}
+    ours = [plan.jobs[name][1] for name, row in plan.rows.items() if row["group"] in known]
+    inner = {target.relative_to(output).parts[depth:] for target in ours}
     old = [clip for clip in videos_of(files_below(output)[0]) if clip not in targets]
     old = [clip for clip in old if clip.relative_to(output).parts[0] in SPLITS]
     moved = [clip for clip in old if clip.relative_to(output).parts[depth:] in inner]
+    moved = [clip for clip in moved if settings_of(clip).startswith(PREPARED)]
     for clip in moved:
-        if clip_times(clip).prepared.startswith(PREPARED):
-            clip.unlink()
+        clip.unlink()
+    if moved:
+        print(f"{len(moved)} clips are in the folder of another split or label now")
     if left := len(old) - len(moved):
         print(f"{left} clips in {output} are not of this run: delete them if nobody needs them")
 

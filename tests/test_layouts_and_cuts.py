@@ -1215,6 +1215,14 @@ def test_a_clip_that_was_in_train_is_not_in_test_as_well(tmp_path, inline, capsy
     assert "1 clips in" in capsys.readouterr().out
 
 
+def test_a_second_data_set_in_the_same_folder_deletes_nothing(tmp_path, inline):
+    clip_tree(tmp_path / "one", "train/a/1.mp4", "train/b/1.mp4")
+    clip_tree(tmp_path / "two", "test/a/1.mp4", "test/b/1.mp4")
+    for source in ("one", "two"):
+        assert main(tmp_path / source, tmp_path / "out") == 0
+    assert len(videos(tmp_path / "out")) == 4
+
+
 def test_a_clip_that_is_bad_once_keeps_its_split(tmp_path, inline):
     names = [f"train/{x}/{i}.mp4" for x in "ab" for i in range(20)]
     clip_tree(tmp_path / "clips", *names)
