@@ -281,7 +281,7 @@ def draw_scene(rng, person, width, height, t, movement, across, walks, crouch):
 
 
 # Without mbtree=0, x264 gives small frames other bits from run to run.
-H264 = {"crf": "20", "preset": "fast", "x264-params": "mbtree=0"}
+H264 = {"crf": "20", "preset": "superfast", "x264-params": "mbtree=0"}
 
 
 def write_video(path, video, rate, codec="libx264", options=H264):
@@ -488,7 +488,7 @@ def write_all(folder, settings, rows, write, files_of):
     if height < 32 or height % 2 or not all(count >= 2 for count in counts.values()):
         raise ValueError(f"height {height} must be even, at least 32; counts {counts} at least 2")
     record = folder / RECORD
-    settings = {"made_by": "local_mode/clips.py", "version": 1} | settings
+    settings = {"made_by": "local_mode/clips.py", "version": 2} | settings
     old = json.loads(record.read_text()) if record.is_file() else {}
     if old.get("complete") and old["settings"] == settings:
         if all((folder / file).is_file() for row in rows for file in files_of(row)):

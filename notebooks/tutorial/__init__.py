@@ -1,0 +1,1 @@
+"""What the notebooks import: plain functions, tested without a notebook."""
