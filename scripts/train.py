@@ -318,7 +318,7 @@ class Arguments(transformers.TrainingArguments):
     save_strategy: str = "epoch"
     save_total_limit: int | None = flag(2, "The best and the last.")
     load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "accuracy"
+    metric_for_best_model: str | None = "loss"  # accuracy ties on few clips
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False  # it would show a diverged run as a loss of 0
     dataloader_num_workers: int = min(os.cpu_count(), 4)

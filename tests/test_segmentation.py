@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation_data as sd
 import torch
 import train
 import train_segmentation as seg
@@ -163,7 +164,7 @@ def test_a_trained_model_can_be_the_start_of_another(tiny, tmp_path):
 
 def test_it_learns_two_clips_by_heart(videos_folder):
     """What no decoder with a wrong axis can do; the small class included."""
-    data = seg.load_videos(str(videos_folder))
+    data = sd.load_videos(str(videos_folder))
     args = train.parse_arguments(flags(videos_folder, "x", "--crop_size", "64"), seg.Arguments)
     torch.manual_seed(0)
     model, processor = seg.make_model(args, data.labels)
@@ -252,18 +253,18 @@ def test_a_run_leaves_model_metrics_and_masks(videos_folder, tmp_path):
     saved = json.loads((tmp_path / "data" / "metrics.json").read_text())
     assert saved == metrics and {"eval_miou", "test_miou", "test_J&F", "test_VC8"} <= saved.keys()
     assert saved["test_J&F"] == pytest.approx((saved["test_J"] + saved["test_F"]) / 2)
-    data = seg.load_videos(str(videos_folder))
+    data = sd.load_videos(str(videos_folder))
     model = seg.VideoMAEForVideoSegmentation.from_pretrained(tmp_path / "model").eval()
     processor = train.clip_processor(tmp_path / "model", model.config.image_size)
     metric = seg.pixel_metric(3)
     for video in data.splits["test"]:  # the masks are those of the saved model, frame by frame
-        found = seg.segment_video(model, seg.read_frames(video), processor)
+        found = seg.segment_video(model, sd.read_frames(video), processor)
         for frame, mask, ours in zip(video.frames, video.masks, found, strict=True):
             with Image.open(
                 tmp_path / "data/results" / video.name / f"{Path(frame).stem}.png"
             ) as i:
                 assert i.mode == "P" and np.array_equal(np.array(i), ours)
-            true = seg.read_mask(mask, 3, "classes")
+            true = sd.read_mask(mask, 3, "classes")
             metric.update(torch.tensor(ours).long(), torch.tensor(true).long())
     scores = seg.pixel_scores(metric, data.labels)
     assert saved["test_miou"] == pytest.approx(scores["miou"], abs=1e-6)
@@ -271,6 +272,7 @@ def test_a_run_leaves_model_metrics_and_masks(videos_folder, tmp_path):
     assert record["clips"] == {"train": 6, "validation": 2, "test": 2}
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_as_one_that_was_left_alone(videos_folder, tmp_path):
     """SIGTERM after the first step; the second start ends with the same weights, bit for bit."""
     script = ROOT / "scripts" / "train_segmentation.py"
@@ -384,6 +386,7 @@ def test_the_faster_and_the_smaller_ways_train(videos_folder, tmp_path, more):
     assert 0 < metrics["test_miou"] < 1
 
 
+@pytest.mark.long
 def test_two_processes_judge_each_video_once(videos_folder, tmp_path):
     """Counts of pixels and the figures of videos are those of one process."""
     alone = run(videos_folder, tmp_path / "one", "--max_steps", "1")
@@ -400,69 +403,6 @@ def test_two_processes_judge_each_video_once(videos_folder, tmp_path):
     assert both.keys() >= {k for k in alone if k.startswith("test_")}
     for name in ("eval_miou", "test_miou", "test_J", "test_F", "test_VC8", "test_accuracy"):
         assert both[name] == pytest.approx(alone[name], abs=2e-3), name
-
-
-# ---- The notebook's launch ----------------------------------------------------------------------
-
-NB = "05_video_segmentation"
-
-
-def test_the_launch_gives_notebook_3_parameters_that_it_has(tmp_path):
-    """papermill only warns of one that it has not, and goes on."""
-    import papermill
-    from cells import notebook_cells, run_cell
-
-    (source,) = (cell.source for cell in notebook_cells(NB) if cell.id == "parameters")
-    given = {}
-    exec(source, given)
-    given |= {"Path": Path, "json": json, "output": tmp_path, "videos": "v"}
-    launch = run_cell(NB, "launch-parameters", **given)["launch"]
-    known = papermill.inspect_notebook(str(ROOT / "notebooks" / "03_remote_launch.ipynb"))
-    assert launch.keys() <= known.keys()
-    assert launch["hyperparameters"]["model_name"] == given["model_name"]  # on the Hub
-    launch = run_cell(NB, "launch-parameters", **given | {"model_name": str(tmp_path)})["launch"]
-    assert launch["channels"] == {"train": "v", "model": str(tmp_path)}
-    assert "model_name" not in launch["hyperparameters"]
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_launch_leaves_the_classifier_where_notebook_4_looks(tmp_path, monkeypatch, fails):
-    from cells import run_cell
-
-    run_file = tmp_path / "run.json"
-    run_file.write_text(json.dumps({"training_job_name": "video-classification-1"}))
-
-    def execute(notebook, copy, parameters, **how):
-        run = json.loads(run_file.read_text()) | {"training_job_name": "video-segmentation-2"}
-        run_file.write_text(json.dumps(run))
-        if fails:
-            raise RuntimeError("the job has failed")
-
-    monkeypatch.setattr("papermill.execute_notebook", execute)
-    given = {"output": tmp_path, "json": json, "sys": sys, "segmentation_job": None}
-    given["launch"] = {"job_prefix": "video-segmentation"}
-    if fails:
-        with pytest.raises(RuntimeError, match="the job has failed"):
-            run_cell(NB, "launch", **given)
-    else:
-        assert run_cell(NB, "launch", **given)["segmentation_job"] == "video-segmentation-2"
-    assert json.loads(run_file.read_text())["training_job_name"] == "video-classification-1"
-
-
-def test_after_a_kernel_that_died_the_job_is_found_again_and_not_launched_twice(
-    tmp_path, monkeypatch
-):
-    from cells import run_cell
-
-    run_file = tmp_path / "run.json"
-    run = {"training_job_name": "video-segmentation-2"}
-    run["classification_job_name"] = "video-classification-1"
-    run_file.write_text(json.dumps(run))
-    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("launched"))
-    given = {"output": tmp_path, "json": json, "sys": sys, "launch": {"job_prefix": "video-seg"}}
-    made = run_cell(NB, "launch", **given, segmentation_job="video-segmentation-2")
-    assert made["segmentation_job"] == "video-segmentation-2"
-    assert json.loads(run_file.read_text())["training_job_name"] == "video-classification-1"
 
 
 # ---- Going on -----------------------------------------------------------------------------------

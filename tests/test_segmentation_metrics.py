@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import segmentation_data as sd
 import torch
 import train_segmentation as ts
+import video_metrics as vm
 from PIL import Image
 from scipy import ndimage
 
-V = ts.VOID
+V = sd.VOID
 NAMES = ["sky", "road", "tree", "car"]
 
 
@@ -117,14 +119,14 @@ def test_region_similarity_by_hand():
     true = squares((4, 4), (4, 4), (4, 4), None, None)
     predicted = squares((4, 4), (4, 6), None, (4, 4), None)
     # Half of each square is shared in frame 1: 8 of 24 pixels.
-    assert ts.region_similarity(predicted, true).tolist() == [1, 8 / 24, 0, 0, 1]
+    assert vm.region_similarity(predicted, true).tolist() == [1, 8 / 24, 0, 0, 1]
 
 
 def test_void_is_no_part_of_region_similarity():
     true, predicted = squares((4, 4), None, (4, 4)), squares((4, 6), (4, 6), (4, 6))
     # Void is what the prediction has beside the object, then all of the prediction.
     void = squares((4, 8), (4, 6), (4, 6))
-    assert ts.region_similarity(predicted, true, void).tolist() == [8 / 16, 1, 0]
+    assert vm.region_similarity(predicted, true, void).tolist() == [8 / 16, 1, 0]
 
 
 # ---- F
@@ -135,15 +137,15 @@ def test_the_contour_lies_half_a_pixel_towards_the_origin():
     mask[2:4, 2:4] = True
     expected = np.zeros((5, 5), bool)
     expected[1, 1:4] = expected[3, 1:4] = expected[1:4, 1] = expected[1:4, 3] = True
-    assert (ts.contour(mask) == expected).all()
-    assert not ts.contour(np.ones((5, 5), bool)).any()  # the picture's border is no contour
+    assert (vm.contour(mask) == expected).all()
+    assert not vm.contour(np.ones((5, 5), bool)).any()  # the picture's border is no contour
 
 
 def test_contour_accuracy_by_hand():
     """20 x 20 pixels: the tolerance is ceil(0.008 * 28.3) = 1 pixel."""
     true = squares((4, 4), (4, 4), (4, 4), (4, 4), None, None)
     predicted = squares((4, 4), (4, 5), (14, 14), None, (4, 4), None)
-    assert ts.contour_accuracy(predicted, true).tolist() == [1, 1, 0, 0, 0, 1]
+    assert vm.contour_accuracy(predicted, true).tolist() == [1, 1, 0, 0, 0, 1]
 
 
 def test_the_tolerance_grows_with_the_picture():
@@ -153,21 +155,21 @@ def test_the_tolerance_grows_with_the_picture():
         true = np.zeros((1, height, width), bool)
         true[:, : height // 2] = True
         for shift, expected in ((reach, 1), (reach + 1, 0)):
-            assert ts.contour_accuracy(np.roll(true, shift, 1) | true, true).tolist() == [expected]
+            assert vm.contour_accuracy(np.roll(true, shift, 1) | true, true).tolist() == [expected]
 
 
 def test_contour_accuracy_weighs_precision_and_recall():
     """A second square that is not there: half of the predicted contour is wrong."""
     true = squares((2, 2))
     predicted = true | squares((12, 12))
-    assert ts.contour_accuracy(predicted, true) == pytest.approx(2 * 0.5 * 1 / 1.5)
-    assert ts.contour_accuracy(true, predicted) == pytest.approx(2 * 0.5 * 1 / 1.5)
+    assert vm.contour_accuracy(predicted, true) == pytest.approx(2 * 0.5 * 1 / 1.5)
+    assert vm.contour_accuracy(true, predicted) == pytest.approx(2 * 0.5 * 1 / 1.5)
 
 
 def test_void_is_no_part_of_contour_accuracy():
     true, wrong = squares((2, 2)), squares((12, 12))
-    assert ts.contour_accuracy(true | wrong, true, void=wrong).tolist() == [1]
-    assert ts.contour_accuracy(wrong, true & False, void=wrong).tolist() == [1]
+    assert vm.contour_accuracy(true | wrong, true, void=wrong).tolist() == [1]
+    assert vm.contour_accuracy(wrong, true & False, void=wrong).tolist() == [1]
 
 
 # ---- J and F against vos-benchmark, whose F is that of DAVIS's own code
@@ -212,8 +214,8 @@ def test_j_and_f_of_single_frames_are_those_of_vos_benchmark(vos):
         for label in {1, 2} & {*np.unique(true), *np.unique(predicted)}:
             pair = (predicted == label)[None], (true == label)[None]
             (j,), (f,) = evaluator.object_iou[label], evaluator.boundary_f[label]
-            assert ts.region_similarity(*pair).tolist() == pytest.approx([j])
-            assert ts.contour_accuracy(*pair).tolist() == pytest.approx([f])
+            assert vm.region_similarity(*pair).tolist() == pytest.approx([j])
+            assert vm.contour_accuracy(*pair).tolist() == pytest.approx([f])
             compared += 0 < f < 1
     assert compared > 60
 
@@ -227,10 +229,10 @@ def test_j_and_f_of_whole_videos_are_those_it_reads_from_our_files(vos, tmp_path
         predicted = np.stack([ndimage.shift(t, rng.integers(-2, 3, 2), order=0) for t in true])
         for kind, masks in (("true", true), ("ours", predicted)):
             for i, mask in enumerate(masks):
-                ts.write_mask(tmp_path / kind / str(seed) / f"{i:05d}.png", mask)
+                sd.write_mask(tmp_path / kind / str(seed) / f"{i:05d}.png", mask)
         read = vos.VideoEvaluator(tmp_path / "true", tmp_path / "ours", skip_first_and_last=False)
         _, j, f = read(str(seed))
-        found = ts.video_scores(predicted, true, range(1, 4))
+        found = vm.video_scores(predicted, true, range(1, 4))
         labels = [label for label in range(1, 4) if (true == label).any()]
         assert labels and sorted(j) == labels == np.unique(first)[1:].tolist()
         assert found["J"] == pytest.approx([j[label] / 100 for label in labels])
@@ -240,12 +242,12 @@ def test_j_and_f_of_whole_videos_are_those_it_reads_from_our_files(vos, tmp_path
 
 def test_a_reader_of_davis_gets_the_same_values_back(tmp_path):
     labels = np.random.default_rng(0).integers(0, 256, (30, 40)).astype(np.uint8)
-    ts.write_mask(tmp_path / "new" / "00000.png", labels)
+    sd.write_mask(tmp_path / "new" / "00000.png", labels)
     with Image.open(tmp_path / "new" / "00000.png") as image:
         assert image.mode == "P" and image.format == "PNG"
         assert (np.array(image) == labels).all()
         colours = np.array(image.convert("RGB"))
-    assert (colours == np.array(ts.PALETTE).reshape(-1, 3)[labels]).all()
+    assert (colours == np.array(sd.PALETTE).reshape(-1, 3)[labels]).all()
 
 
 # ---- VC
@@ -257,40 +259,40 @@ def test_video_consistency_by_hand():
     predicted = np.array([[0, 1, 2, 2], [0, 1, 1, 2], [0, 1, 2, 2], [1, 1, 3, 2], [1, 1, 3, 2]])
     # Window 0: pixels 0, 1 and 2 stay, predicted 0 and 1 do. Window 1: 0, 1 and 3 stay, predicted
     # 1 and 3 do, for it does not matter whether the label that stays is the right one.
-    found = ts.video_consistency(predicted[:, None], true[:, None], 3)
+    found = vm.video_consistency(predicted[:, None], true[:, None], 3)
     assert found.tolist() == pytest.approx([2 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize("length, windows", [(8, 2), (9, 1), (10, 0), (16, 0)])
 def test_there_are_as_many_windows_as_frames_less_their_length(length, windows):
     still = np.zeros((10, 4, 4), np.uint8)
-    assert ts.video_consistency(still, still, length).tolist() == [1] * windows
+    assert vm.video_consistency(still, still, length).tolist() == [1] * windows
 
 
 def test_a_prediction_that_stays_is_1_and_one_that_flickers_is_less():
     rng = np.random.default_rng(0)
     true = np.repeat(rng.integers(0, 3, (1, 12, 12)), 12, 0)
-    assert ts.video_consistency(np.full_like(true, 2), true, 8).tolist() == [1] * 4
+    assert vm.video_consistency(np.full_like(true, 2), true, 8).tolist() == [1] * 4
     flicker = np.where(rng.random(true.shape) < 0.02, 1, true)
-    found = ts.video_consistency(flicker, true, 8)
+    found = vm.video_consistency(flicker, true, 8)
     assert ((0.5 < found) & (found < 1)).all()
-    assert (ts.video_consistency(flicker, true, 4)[:4] >= found).all()  # shorter is easier
+    assert (vm.video_consistency(flicker, true, 4)[:4] >= found).all()  # shorter is easier
 
 
 def test_where_the_truth_moves_nobody_is_judged():
     true = np.arange(10)[:, None, None] % 2 + np.zeros((1, 4, 4), int)
-    assert np.isnan(ts.video_consistency(true, true, 8)).all()
+    assert np.isnan(vm.video_consistency(true, true, 8)).all()
     true[:, 0, 0] = 1  # one pixel stays
     predicted = np.arange(10)[:, None, None] + np.zeros((1, 4, 4), int)
     predicted[:, 0, 0] = 0
-    assert ts.video_consistency(predicted, true, 8).tolist() == [1, 1]
+    assert vm.video_consistency(predicted, true, 8).tolist() == [1, 1]
 
 
 def test_void_is_a_label_like_another_for_video_consistency_as_in_vspws_code():
     true = np.full((4, 1, 2), V)
     true[:, 0, 1] = 1
     predicted = np.array([[[0, 1]], [[1, 1]], [[0, 1]], [[1, 1]]])
-    assert ts.video_consistency(predicted, true, 2).tolist() == [0.5, 0.5]
+    assert vm.video_consistency(predicted, true, 2).tolist() == [0.5, 0.5]
 
 
 # ---- A whole video
@@ -301,7 +303,7 @@ def test_video_scores_are_those_of_the_labels_that_the_video_shows():
     true[squares(*[(4, 4)] * 10)] = 2
     true[:, 15:] = V
     predicted = np.where(true == V, 1, true).astype(np.uint8)  # wrong where nobody judges
-    found = ts.video_scores(predicted, true, range(1, 4))
+    found = vm.video_scores(predicted, true, range(1, 4))
     assert found == {"J": [1], "F": [1], "VC8": [1, 1], "VC16": []}
     predicted[5:] = 0
-    assert ts.video_scores(predicted, true, range(1, 4))["J"] == [0.5]
+    assert vm.video_scores(predicted, true, range(1, 4))["J"] == [0.5]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import segmentation_data as sd
 import torch
 import train
 import train_segmentation as ts
@@ -69,14 +70,14 @@ def vspw(folder, values, labels=3):
 def masks_of(videos):
     """The labels of the first mask of the first training video."""
     first = videos.splits["train"][0].masks[0]
-    return ts.read_mask(first, len(videos.labels), videos.meaning)
+    return sd.read_mask(first, len(videos.labels), videos.meaning)
 
 
 # ---- The layouts
 
 
 def test_davis_2017_numbers_objects_so_that_foreground_is_what_one_can_learn(tmp_path):
-    videos = ts.load_videos(davis(tmp_path))
+    videos = sd.load_videos(davis(tmp_path))
     names = {split: [video.name for video in part] for split, part in videos.splits.items()}
     assert names == {"train": ["bear", "camel"], "validation": ["dog"]}
     assert videos.labels == ["background", "foreground"]
@@ -87,9 +88,9 @@ def test_davis_2017_numbers_objects_so_that_foreground_is_what_one_can_learn(tmp
     assert dog.masks == [
         str(tmp_path / "Annotations" / "480p" / "dog" / f"0000{i}.png") for i in range(FRAMES)
     ]
-    expected = np.select([ROWS < 4, ROWS < 14], [0, 1], ts.VOID)
+    expected = np.select([ROWS < 4, ROWS < 14], [0, 1], sd.VOID)
     assert (masks_of(videos) == expected).all()
-    ts.check_masks(videos)
+    sd.check_masks(videos)
 
 
 @pytest.mark.parametrize("end", [" 1", ""])
@@ -106,7 +107,7 @@ def test_davis_2016_lists_files_and_has_grey_masks_in_which_255_is_the_object(tm
         for name in ("bear", "camel", "dog")
     }
     write_lists(tmp_path / "ImageSets" / "480p", train=lines["bear"], val=lines["dog"])
-    videos = ts.load_videos(tmp_path)
+    videos = sd.load_videos(tmp_path)
     names = {split: [video.name for video in part] for split, part in videos.splits.items()}
     assert names == {"train": ["bear"], "validation": ["dog"]}  # each once, not once for each line
     assert (masks_of(videos) == (ROWS >= 8)).all()
@@ -117,32 +118,32 @@ def test_the_lists_of_2017_win_and_so_does_480p(tmp_path):
     davis(tmp_path, resolution="1080p")
     davis(tmp_path)
     write_lists(tmp_path / "ImageSets" / "2016", train=["camel"], val=["bear"])
-    videos = ts.load_videos(tmp_path)
+    videos = sd.load_videos(tmp_path)
     assert [video.name for video in videos.splits["train"]] == ["bear", "camel"]
     for file in videos.splits["train"][0].frames + videos.splits["train"][0].masks:
         assert "480p" in file
     for file in (tmp_path / "ImageSets" / "2017").iterdir():
         file.unlink()
     (tmp_path / "ImageSets" / "2017").rmdir()
-    assert [video.name for video in ts.load_videos(tmp_path).splits["train"]] == ["camel"]
+    assert [video.name for video in sd.load_videos(tmp_path).splits["train"]] == ["camel"]
 
 
 def test_another_resolution_is_taken_where_it_is_the_only_one(tmp_path):
-    videos = ts.load_videos(davis(tmp_path, resolution="1080p"))
+    videos = sd.load_videos(davis(tmp_path, resolution="1080p"))
     assert "1080p" in videos.splits["train"][0].masks[0]
 
 
 def test_labels_json_makes_the_values_of_the_davis_layout_classes(tmp_path):
     davis(tmp_path)
     (tmp_path / "labels.json").write_text('["background", "body", "arm", "leg"]')
-    videos = ts.load_videos(tmp_path)
+    videos = sd.load_videos(tmp_path)
     assert videos.labels == ["background", "body", "arm", "leg"]
     assert (masks_of(videos) == OBJECTS).all()
 
 
 def test_vspw_shifts_its_classes_and_both_0_and_255_are_void(tmp_path):
     raw = np.select([ROWS < 4, ROWS < 8, ROWS < 12], [0, 1, 3], 255)
-    videos = ts.load_videos(vspw(tmp_path, raw))
+    videos = sd.load_videos(vspw(tmp_path, raw))
     assert videos.labels == ["wall", "ceiling", "door"]
     names = {split: [video.name for video in part] for split, part in videos.splits.items()}
     assert names == {"train": ["1_a"], "validation": ["2_b"]}
@@ -155,14 +156,14 @@ def test_vspw_shifts_its_classes_and_both_0_and_255_are_void(tmp_path):
     values[values == 0] = 255
     values = values - 1
     values[values == 254] = 255
-    assert (ts.read_mask(str(tmp_path / "all.png"), 254, "shifted") == values).all()
+    assert (sd.read_mask(str(tmp_path / "all.png"), 254, "shifted") == values).all()
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_each_list_becomes_a_split(tmp_path, split):
     davis(tmp_path)
     write_lists(tmp_path / "ImageSets" / "2017", **{split: ["dog", "", "dog"]})
-    videos = ts.load_videos(tmp_path)
+    videos = sd.load_videos(tmp_path)
     found = videos.splits["validation" if split == "val" else split]
     assert [video.name for video in found] == ["dog"]  # no empty line, and no video twice
 
@@ -205,19 +206,19 @@ def test_a_bad_folder_gives_one_error_with_the_file_and_the_remedy(tmp_path, nam
     damage, message = BAD_FOLDERS[name]
     damage(davis(tmp_path))
     with pytest.raises((FileNotFoundError, ValueError), match=message) as error:
-        ts.load_videos(tmp_path)
+        sd.load_videos(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.*JPEGImages.*label_num_dic_final.json"):
-        ts.load_videos(tmp_path / "nowhere")
+        sd.load_videos(tmp_path / "nowhere")
 
 
 def test_a_list_of_vspw_that_names_a_video_without_a_folder_is_refused(tmp_path):
     write_lists(vspw(tmp_path, ROWS % 3), val=["2_b", "3_c"])
     with pytest.raises(FileNotFoundError, match="3_c.*no such folder.*val.txt"):
-        ts.load_videos(tmp_path)
+        sd.load_videos(tmp_path)
 
 
 # ---- Bad masks
@@ -248,11 +249,11 @@ BAD_MASKS = {
 @pytest.mark.parametrize("name", BAD_MASKS)
 def test_a_bad_mask_is_named_with_the_reason(tmp_path, name):
     damage, message = BAD_MASKS[name]
-    videos = ts.load_videos(davis(tmp_path))
+    videos = sd.load_videos(davis(tmp_path))
     bad = tmp_path / "Annotations" / "480p" / "dog" / "00001.png"
     damage(bad)
     with pytest.raises(ValueError, match=f"^1 of 9 masks .*replace.*\n .*{message}") as error:
-        ts.check_masks(videos)
+        sd.check_masks(videos)
     assert str(bad) in str(error.value) and str(error.value).count("\n") == 1
 
 
@@ -262,33 +263,33 @@ def test_a_label_out_of_range_is_named_as_the_file_has_it(tmp_path, layout, labe
     folder = layout(tmp_path, values)
     (tmp_path / "labels.json").write_text('["background", "body", "arm"]')
     with pytest.raises(ValueError, match=f"label {label} is out of range.* 3 .*{file}"):
-        ts.check_masks(ts.load_videos(folder))
+        sd.check_masks(sd.load_videos(folder))
 
 
 def test_a_bad_frame_is_named(tmp_path):
-    videos = ts.load_videos(davis(tmp_path))
+    videos = sd.load_videos(davis(tmp_path))
     frame = tmp_path / "JPEGImages" / "480p" / "dog" / "00001.jpg"
     whole = frame.read_bytes()
     frame.write_bytes(b"")
     with pytest.raises(ValueError, match="1 of 9 .*\n .*dog/00001.jpg"):
-        ts.check_masks(videos)
+        sd.check_masks(videos)
     frame.write_bytes(whole[:-40])  # its header is in order: found when it is read
     with pytest.raises(ValueError, match="dog/00001.jpg.*cannot be decoded.*[Tt]runcated"):
-        ts.read_frame(str(frame))
+        sd.read_frame(str(frame))
 
 
 def test_all_bad_masks_are_reported_at_once_and_counted(tmp_path):
-    videos = ts.load_videos(davis(tmp_path))
+    videos = sd.load_videos(davis(tmp_path))
     for name in ("bear", "dog"):
         (tmp_path / "Annotations" / "480p" / name / "00002.png").write_bytes(b"")
     with pytest.raises(ValueError, match="^2 of 9 masks") as error:
-        ts.check_masks(videos)
+        sd.check_masks(videos)
     assert all(f"{name}/00002.png" in str(error.value) for name in ("bear", "dog"))
     many = videos._replace(splits={"train": videos.splits["train"] * 20})
     for path in (tmp_path / "Annotations").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="^120 of 120 masks[^$]*and 100 more$") as error:
-        ts.check_masks(many)
+        sd.check_masks(many)
     assert str(error.value).count("\n") == 21
 
 
@@ -307,11 +308,11 @@ def test_no_damaged_png_passes_for_another_mask(tmp_path):
         cut.append(bytes(data))
     for data in cut:
         file.write_bytes(data)
-        reason, odd = ts.mask_problem(str(frame), str(file), 4, "classes")
+        reason, odd = sd.mask_problem(str(frame), str(file), 4, "classes")
         reasons += bool(reason)
         assert odd == 0
         if not reason:
-            assert (ts.read_mask(str(file), 4, "classes") == values).all()
+            assert (sd.read_mask(str(file), 4, "classes") == values).all()
         else:
             assert str(file) in reason and "\n" not in reason
     assert reasons > 0.9 * len(cut)
@@ -321,21 +322,21 @@ def test_no_damaged_png_passes_for_another_mask(tmp_path):
 
 
 def test_the_palette_is_that_of_davis():
-    assert ts.PALETTE[:12] == COLOURS[:12] and len(ts.PALETTE) == 768
-    assert clips.MASK_COLOURS == ts.PALETTE[: len(clips.MASK_COLOURS)]
+    assert sd.PALETTE[:12] == COLOURS[:12] and len(sd.PALETTE) == 768
+    assert clips.MASK_COLOURS == sd.PALETTE[: len(clips.MASK_COLOURS)]
 
 
 def test_the_colours_in_the_files_of_davis_itself_are_taken(tmp_path):
     """They have 191 where PASCAL VOC has 192: an object with the number 9 must not be refused."""
-    own = [191 if colour == 192 else colour for colour in ts.PALETTE[: 21 * 3]]
+    own = [191 if colour == 192 else colour for colour in sd.PALETTE[: 21 * 3]]
     assert own[27:30] == [191, 0, 0]
     save(tmp_path / "a.png", np.arange(21)[None], own)
-    assert ts.read_mask(str(tmp_path / "a.png"), 2, "objects").tolist() == [[0] + [1] * 20]
+    assert sd.read_mask(str(tmp_path / "a.png"), 2, "objects").tolist() == [[0] + [1] * 20]
 
 
 def test_a_written_mask_has_its_values_in_the_palette_of_davis(tmp_path):
     labels = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    ts.write_mask(tmp_path / "video" / "00000.png", labels)
+    sd.write_mask(tmp_path / "video" / "00000.png", labels)
     with Image.open(tmp_path / "video" / "00000.png") as image:
         assert image.mode == "P" and image.getpalette()[:12] == COLOURS[:12]
         assert (np.array(image) == labels).all()
@@ -357,11 +358,11 @@ def files_of(folder):
 
 
 def test_the_masks_on_disk_are_those_that_were_drawn(drawn):
-    videos = ts.load_videos(drawn)
+    videos = sd.load_videos(drawn)
     assert videos.labels == clips.MASK_LABELS
     counts = {split: len(part) for split, part in videos.splits.items()}
     assert counts == {"train": 4, "validation": 2, "test": 2}
-    ts.check_masks(videos)
+    sd.check_masks(videos)
     files = {video.name: video for part in videos.splits.values() for video in part}
     rows = json.loads((drawn / "clips.json").read_text())["rows"]
     assert {clips.video_name(row) for row in rows} == set(files)
@@ -371,9 +372,9 @@ def test_the_masks_on_disk_are_those_that_were_drawn(drawn):
         assert clips.video_name(row) in listed
         frames, masks = clips.drawn(row)
         video = files[clips.video_name(row)]
-        found = np.stack([ts.read_mask(mask, 3, videos.meaning) for mask in video.masks])
+        found = np.stack([sd.read_mask(mask, 3, videos.meaning) for mask in video.masks])
         assert (found == masks).all()
-        shown = torch.stack([ts.read_frame(frame) for frame in video.frames]).permute(0, 2, 3, 1)
+        shown = torch.stack([sd.read_frame(frame) for frame in video.frames]).permute(0, 2, 3, 1)
         assert np.abs(shown.numpy().astype(int) - frames).mean() < 6  # JPEG
 
 
@@ -411,7 +412,7 @@ def test_files_of_the_reader_are_never_deleted(tmp_path, name):
 
 # Corners of a regular tetrahedron: a mix of them is nearest to the one that weighs most.
 PAINT = torch.tensor([(0, 0, 0), (255, 255, 0), (255, 0, 255), (0, 255, 255)], dtype=torch.uint8)
-LABELS = torch.tensor([0, 1, 2, ts.VOID], dtype=torch.uint8)
+LABELS = torch.tensor([0, 1, 2, sd.VOID], dtype=torch.uint8)
 
 
 def painted(seed, frames=3, height=48, width=64, block=8):
@@ -452,7 +453,7 @@ def test_the_frames_show_what_their_masks_say(short_side):
         clip, labels = ts.transformed(frames, masks, 32, short_side, **options)
         assert clip.shape == (3, 3, 32, 32) and labels.shape == (3, 32, 32)
         assert clip.dtype == labels.dtype == torch.uint8
-        assert set(labels.unique().tolist()) <= {0, 1, 2, ts.VOID}  # no label between two others
+        assert set(labels.unique().tolist()) <= {0, 1, 2, sd.VOID}  # no label between two others
         wrong, edge = recovered(clip) != labels, at_border(labels)
         assert not (wrong & ~edge).any()
         wrong_at_border, border = wrong_at_border + wrong.sum(), border + edge.sum()
@@ -512,7 +513,7 @@ def same(one, other):
 
 
 def test_seed_and_position_decide_a_clip(drawn):
-    videos = ts.load_videos(drawn)
+    videos = sd.load_videos(drawn)
     data, again, other = made(videos), made(videos), made(videos, seed=8)
     assert len(data) == 4 * 3
     assert all(same(data[i], again[i]) for i in (0, 5, 11, 40))
@@ -523,7 +524,7 @@ def test_seed_and_position_decide_a_clip(drawn):
 
 
 def test_an_epoch_shows_each_video_as_often_as_asked(drawn, monkeypatch):
-    videos, seen = ts.load_videos(drawn), []
+    videos, seen = sd.load_videos(drawn), []
     monkeypatch.setattr(ts, "read_window", lambda video, *_: seen.append(video.name) or painted(0))
     data = made(videos)
     args, state = SimpleNamespace(seed=0), SimpleNamespace(epoch=2)
@@ -534,7 +535,7 @@ def test_an_epoch_shows_each_video_as_often_as_asked(drawn, monkeypatch):
 
 
 def test_training_clips_start_anywhere_and_evaluation_in_the_middle(drawn, monkeypatch):
-    videos, found = ts.load_videos(drawn), []
+    videos, found = sd.load_videos(drawn), []
     monkeypatch.setattr(ts, "read_window", lambda v, i, *_: found.append(tuple(i)) or painted(0))
     rows = {(0, 1, 2), (1, 2, 3), (2, 3, 4)}  # 5 frames hold 3 windows of 3 in a row
     for stride, expected in (1, rows), (2, rows | {(0, 2, 4)}), (9, rows | {(0, 2, 4)}):
@@ -550,11 +551,11 @@ def test_training_clips_start_anywhere_and_evaluation_in_the_middle(drawn, monke
 
 
 def test_a_video_shorter_than_a_clip_repeats_its_last_frame(drawn):
-    videos = ts.load_videos(drawn)
+    videos = sd.load_videos(drawn)
     video = videos.splits["train"][0]
     frames, masks = ts.read_window(video, range(3, 9), 3, "classes")
     assert (frames[0] != frames[1]).any()
-    assert (frames[1:] == ts.read_frame(video.frames[4])).all()
+    assert (frames[1:] == sd.read_frame(video.frames[4])).all()
     assert (masks[1:] == masks[1:2]).all() and len(frames) == len(masks) == 6
 
 
@@ -570,7 +571,7 @@ def test_frames_with_unpadded_numbers_are_in_the_order_of_time(tmp_path):
         for i in range(12):
             values = np.full((HEIGHT, WIDTH, 3), i) if suffix == "jpg" else OBJECTS
             save(place / f"frame{i}.{suffix}", values, COLOURS if suffix == "png" else None)
-    video = ts.load_videos(tmp_path).splits["train"][0]
+    video = sd.load_videos(tmp_path).splits["train"][0]
     assert [Path(f).name for f in video.frames] == [f"frame{i}.jpg" for i in range(12)]
     assert [Path(m).name for m in video.masks] == [f"frame{i}.png" for i in range(12)]
 
@@ -580,16 +581,16 @@ def test_what_macos_puts_beside_frames_is_left_out_and_counted(tmp_path, capsys)
     for kind, name in (("JPEGImages", "._00000.jpg"), ("Annotations", "._00000.png")):
         (tmp_path / kind / "480p" / "bear" / name).write_bytes(b"Mac OS X")
     (tmp_path / "JPEGImages" / "480p" / "dog" / "Thumbs.db").write_bytes(b"Windows")
-    videos = ts.load_videos(tmp_path)
-    ts.check_masks(videos)
+    videos = sd.load_videos(tmp_path)
+    sd.check_masks(videos)
     assert all(len(v.frames) == FRAMES for part in videos.splits.values() for v in part)
     assert "left out, as hidden or side files: 3, such as" in capsys.readouterr().out
 
 
 def test_masks_of_vspw_with_odd_values_are_void_there_and_counted(tmp_path, capsys):
     """Reported: the value 252 in a mask of a data set with fewer classes."""
-    videos = ts.load_videos(vspw(tmp_path, np.select([ROWS < 3, ROWS < 5], [252, 1], 2)))
-    ts.check_masks(videos)
+    videos = sd.load_videos(vspw(tmp_path, np.select([ROWS < 3, ROWS < 5], [252, 1], 2)))
+    sd.check_masks(videos)
     odd = 3 * WIDTH * 2 * FRAMES
     assert (
         f"{2 * FRAMES} masks have values above 3: {odd} pixels are void" in capsys.readouterr().out
@@ -601,10 +602,10 @@ def test_the_list_of_vspw_the_other_way_round(tmp_path):
     file = vspw(tmp_path, ROWS % 3) / "label_num_dic_final.json"
     numbers = json.loads(file.read_text())
     file.write_text(json.dumps({number: name for name, number in numbers.items()}))
-    assert ts.load_videos(tmp_path).labels == ["wall", "ceiling", "door"]
+    assert sd.load_videos(tmp_path).labels == ["wall", "ceiling", "door"]
     file.write_text('{"wall": "one"}')
     with pytest.raises(ValueError, match="label_num_dic_final.json: not of the form"):
-        ts.load_videos(tmp_path)
+        sd.load_videos(tmp_path)
 
 
 def test_black_and_white_masks_of_davis(tmp_path):
@@ -612,8 +613,8 @@ def test_black_and_white_masks_of_davis(tmp_path):
     davis(tmp_path)
     for mask in tmp_path.glob("Annotations/480p/*/*.png"):
         Image.fromarray(OBJECTS == 2).save(mask)
-    videos = ts.load_videos(tmp_path)
-    ts.check_masks(videos)
+    videos = sd.load_videos(tmp_path)
+    sd.check_masks(videos)
     assert (masks_of(videos) == (OBJECTS == 2)).all()
 
 
@@ -621,10 +622,10 @@ def test_class_names_that_look_the_same_are_refused(tmp_path):
     davis(tmp_path)
     (tmp_path / "labels.json").write_text(json.dumps(["caf\u00e9", "cafe\u0301"]))
     with pytest.raises(ValueError, match=r"look the same.*caf.*xe9.*u0301"):
-        ts.load_videos(tmp_path)
+        sd.load_videos(tmp_path)
 
 
 def test_the_home_folder_is_found(tmp_path, monkeypatch):
     davis(tmp_path / "DAVIS")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(ts.load_videos("~/DAVIS").splits["train"]) == 2
+    assert len(sd.load_videos("~/DAVIS").splits["train"]) == 2

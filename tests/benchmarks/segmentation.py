@@ -1,10 +1,13 @@
-"""What a training step of train_segmentation.py takes, as ratios to the plain step of one run.
+"""What train_segmentation.py reaches, and what a training step takes.
 
-    python tests/benchmarks/segmentation.py                # the tiny encoder, several sizes
+    python tests/benchmarks/segmentation.py                # a step: the tiny encoder, several sizes
     python tests/benchmarks/segmentation.py --vit_b        # a ViT-B of 16 frames of 224 x 224
+    python tests/benchmarks/segmentation.py --train        # the full drawn training: mIoU, J&F
+    python tests/benchmarks/segmentation.py --losses       # 150 steps of it with each of two losses
 
-Clips per second, the highest memory of a process that does nothing else, and the memory that a
-step keeps for its backward pass: that part is the same on a GPU.
+Steps are ratios to the plain step of one run: clips per second, the highest memory of a process
+that does nothing else, and the memory that a step keeps for its backward pass: that part is the
+same on a GPU.
 """
 
 import argparse
@@ -13,15 +16,18 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "scripts")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "notebooks")]
 import train  # noqa: E402
 import train_segmentation as seg  # noqa: E402
+from local_mode import clips as drawn  # noqa: E402
 from transformers import VideoMAEConfig  # noqa: E402
 
 TINY = {"image_size": 64, "patch_size": 8, "hidden_size": 64, "intermediate_size": 256,
@@ -33,6 +39,12 @@ KINDS = {
     "frozen encoder": {"frozen": True},
     "channels last": {"channels_last": True},
 }
+# The full drawn training: small videos, the tiny encoder, 1,050 steps.
+DRAWING = {"videos": {"train": 600, "val": 32, "test": 24}, "height": 96,
+           "frames": {"train": 6, "val": 6, "test": 18}}  # fmt: skip
+FLAGS = {"epochs": 7, "train_batch_size": 4, "clip_length": 4, "crop_size": 96,
+         "clips_per_video": 1, "decoder_width": 64, "horizontal_flip": True, "zoom": 0.15,
+         "learning_rate": 0.003, "layer_decay": 0.4, "dataloader_num_workers": 1}  # fmt: skip
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cuda":  # a CPU may need minutes for a step
     KINDS["bf16"] = {"bf16": True}
@@ -78,13 +90,48 @@ def step(shape, side, frames, repeats, checkpointing=False, frozen=False, bf16=F
     return statistics.median(seconds), peak, sum(kept.values())
 
 
+def trained(folder: Path, videos: Path, **more) -> dict:
+    """The metrics of a run of the script on the videos, with FLAGS and `more` flags."""
+    places = {"output_dir": "checkpoints", "model_dir": "model", "output_data_dir": "data"}
+    flags = FLAGS | {name: folder / place for name, place in places.items()} | more
+    flags |= {"dataset": videos, "model_name": ROOT / "notebooks/local_mode/tiny_videomae_v2"}
+    script = [sys.executable, str(ROOT / "scripts" / "train_segmentation.py")]
+    command = script + [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    subprocess.run(command, check=True)
+    return json.loads((folder / "data" / "metrics.json").read_text())
+
+
+def train_in_full(losses: bool) -> None:
+    """Prints the metrics of the full drawn training, or of 150 steps with each of two losses."""
+    runs = {"1,050 steps": {}}
+    if losses:
+        steps = {"max_steps": 150, "eval_strategy": "no", "save_strategy": "no"}
+        steps |= {"load_best_model_at_end": False}
+        runs = {f"150 steps, {loss}": steps | {"loss": loss} for loss in ("ce", "ce+dice")}
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        videos = drawn.write_davis(Path(folder) / "videos", **DRAWING)
+        for number, (name, more) in enumerate(runs.items()):
+            start = time.perf_counter()
+            metrics = trained(Path(folder) / str(number), videos, **more)
+            names = ["eval_iou_raised_arm", "test_miou", "test_iou_raised_arm", "test_J&F"]
+            seconds = {"seconds": time.perf_counter() - start}
+            rows[name] = {key: metrics[key] for key in names} | seconds
+    print(pd.DataFrame(rows).T.round(3).to_string())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vit_b", action="store_true")
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--losses", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process of its own measures
     args = parser.parse_args()
     if args.one:
         print(json.dumps(step(**json.loads(args.one))))
+        return
+    if args.train or args.losses:
+        train_in_full(args.losses)
         return
     shape, frames = (VIT_B, 16) if args.vit_b else (TINY, 8)
     sides, repeats = ([224], 2) if args.vit_b else ([64, 96, 128, 192], 5)
