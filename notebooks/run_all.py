@@ -1,17 +1,22 @@
-"""Runs the notebooks in order, headless, and says where the results lie.
+"""Run the tutorial headless: every cell, in order, with one file of parameters. Or open it.
 
-    python notebooks/run_all.py                         # the embedded default: no AWS account
-    python notebooks/run_all.py --only 02               # one notebook
+    python notebooks/run_all.py                         # 01 to 06, without an AWS account
+    python notebooks/run_all.py --all                   # and the guides in how_to/, before 06
+    python notebooks/run_all.py --open                  # step through them in JupyterLab instead
+    python notebooks/run_all.py --only 02               # one notebook, or: --only how_to/deploy
     python notebooks/run_all.py --parameters my.yaml    # your own, for example your AWS account
     python notebooks/run_all.py --refresh-gallery       # and renew the README's pictures
 
 Each notebook is executed by papermill with those of the parameters that it has. The first failure
-ends the series: it names notebook, cell and error, and the exit code is 1.
+ends the run: it names notebook, cell and error, and the exit code is 1. `--open` makes copies
+(local_...) with the parameters in them, and starts JupyterLab; a copy that exists stays as it is.
+What follows `--open` goes to JupyterLab: --open --no-browser --port 8889
 """
 
 import argparse
 import logging
 import os
+import re
 import sys
 import tarfile
 import time
@@ -37,40 +42,82 @@ def arguments():
     parser.add_argument(
         "--parameters", type=Path, default=embedded, metavar="FILE", help="YAML, as papermill -f"
     )
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NN", help="such as: 02 03")
+    parser.add_argument("--all", action="store_true", help="the guides too")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NN", help="such as: 02 03")
     parser.add_argument("--refresh-gallery", action="store_true", help="renew notebooks/images")
     parser.add_argument("--output-dir", type=Path, default=HERE / "outputs", metavar="FOLDER")
+    parser.add_argument("--open", nargs=argparse.REMAINDER, metavar="OPTION", help="JupyterLab")
     return parser.parse_args()
+
+
+def name_of(notebook):
+    """How a notebook is called here: 01_setup, how_to/deploy."""
+    return notebook.relative_to(HERE).with_suffix("").as_posix()
+
+
+def all_notebooks():
+    """The tutorial with the guides before its last notebook, which deletes what they all made."""
+    tutorial = sorted(HERE.glob("0*.ipynb"))
+    guides = sorted(path for path in HERE.glob("how_to/*.ipynb") if path.name[:6] != "local_")
+    return [*tutorial[:-1], *guides, tutorial[-1]]
 
 
 def parameters_of(notebooks, file):
     """{notebook: its parameters}, out of a YAML file. Raises ValueError for a name in none."""
     values = yaml.safe_load(file.read_text()) or {}
-    known = {notebook: papermill.inspect_notebook(str(notebook)) for notebook in notebooks}
-    everywhere = {
-        name for path in HERE.glob("0*.ipynb") for name in papermill.inspect_notebook(str(path))
-    }
-    if unknown := sorted(values.keys() - everywhere):
+    known = {path: papermill.inspect_notebook(str(path)) for path in all_notebooks()}
+    if unknown := sorted(values.keys() - {name for names in known.values() for name in names}):
         raise ValueError(f"{file}: no notebook has the parameter {', '.join(unknown)}")
-    return {nb: {k: v for k, v in values.items() if k in names} for nb, names in known.items()}
+    return {nb: {k: v for k, v in values.items() if k in known[nb]} for nb in notebooks}
+
+
+def local_copies(parameters, file):
+    """Copies of the notebooks beside them, with their parameters, whose links lead to each other.
+
+    Returns the first one. A copy that is there already is a reader's own, and stays.
+    """
+    copies = []
+    for notebook, values in parameters.items():
+        copy = notebook.with_name(f"local_{notebook.name}")
+        copies.append(copy)
+        if copy.exists():
+            print(f"  kept as it is: {name_of(copy)}")
+            continue
+        made = papermill.execute_notebook(
+            notebook, None, values, prepare_only=True, progress_bar=False
+        )
+        for cell in made.cells:
+            if cell.cell_type == "markdown":
+                cell.source = re.sub(
+                    r"\]\(((?:[\w.]+/)*)(\w+\.ipynb)", r"](\1local_\2", cell.source
+                )
+            elif "injected-parameters" in cell.metadata.get("tags", []):
+                why = f"# From {file.name}: these values replace those above."
+                cell.source = cell.source.replace("# Parameters", why, 1)
+        made.metadata.pop("papermill", None)
+        nbformat.write(made, copy)
+    return copies[0]
 
 
 def run(notebook, parameters, output):
     """Executes one notebook; its copy and its page are kept, also when it fails."""
-    executed = output / "executed" / notebook.name
+    executed = output / "executed" / f"{name_of(notebook)}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    page = output / "html" / f"{name_of(notebook)}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             notebook,
             executed,
             parameters | {"output_dir": str(output)},
-            cwd=HERE,
+            cwd=notebook.parent,
             progress_bar={"desc": notebook.stem, "disable": None},  # None: on a terminal only
             extra_arguments=["--log-level=ERROR"],
             coalesce_streams=True,  # a progress bar leaves its last line only
         )
     finally:
-        page, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, as_version=4))
-        (output / "html" / f"{notebook.stem}.html").write_text(page, encoding="utf-8")
+        html, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, as_version=4))
+        page.write_text(html, encoding="utf-8")
 
 
 def failed_cell(executed):
@@ -97,33 +144,45 @@ def main():
     args = arguments()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     output = args.output_dir.resolve()
-    for folder in ("executed", "html"):
-        (output / folder).mkdir(parents=True, exist_ok=True)
-    notebooks = [p for p in sorted(HERE.glob("0*.ipynb")) if p.name.startswith(tuple(args.only))]
-    if not notebooks:
+    wanted = all_notebooks()
+    if args.only:
+        wanted = [path for path in wanted if name_of(path).startswith(tuple(args.only))]
+    elif args.open is None and not args.all:
+        wanted = [path for path in wanted if path.parent == HERE]
+    if not wanted:
         return f"--only {' '.join(args.only)}: no notebook's name begins like this"
     try:
-        parameters = parameters_of(notebooks, args.parameters)
+        parameters = parameters_of(wanted, args.parameters)
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f"--parameters: {error}"
+    if args.open is not None:
+        first = local_copies(parameters, args.parameters)
+        print(f"opening {name_of(first)}; delete a copy to have it made anew", flush=True)
+        os.chdir(HERE)
+        os.execv(
+            sys.executable,
+            [sys.executable, "-m", "jupyterlab", f"{name_of(first)}.ipynb", *args.open],
+        )
+    begin = time.monotonic()
     for number, (notebook, values) in enumerate(parameters.items(), 1):
-        print(f"[{number}/{len(notebooks)}] {notebook.name}", flush=True)
+        name = name_of(notebook)
+        print(f"[{number}/{len(wanted)}] {name}.ipynb", flush=True)
         start = time.monotonic()
         try:
             run(notebook, values, output)
         except PapermillExecutionError as error:
-            cell = failed_cell(output / "executed" / notebook.name)
-            print(f"FAILED: {notebook.name}, cell {cell!r}\n  {error.ename}: {error.evalue}")
-            print(f"  the page as far as it came: {output / 'html' / notebook.stem}.html")
+            cell = failed_cell(output / "executed" / f"{name}.ipynb")
+            print(f"FAILED: {name}.ipynb, cell {cell!r}\n  {error.ename}: {error.evalue}")
+            print(f"  the page as far as it came: {output / 'html' / name}.html")
             return 1
         except DeadKernelError:
-            print(f"FAILED: {notebook.name}\n  the kernel died, most often for want of memory")
+            print(f"FAILED: {name}.ipynb\n  the kernel died, most often for want of memory")
             return 1
         print(f"      {time.monotonic() - start:.0f} s", flush=True)
     if args.refresh_gallery:
         print("\nThe README's pictures:")
         refresh_gallery(output / "pictures", HERE / "images")
-    print("\nDone.")
+    print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes.")
     for what, folder in {
         "executed notebooks": "executed", "the same as HTML": "html",
         "the fine-tuned model": "model", "pictures": "pictures",

@@ -41,9 +41,6 @@ ASPECTS = (4 / 3, 1, 3 / 4, 16 / 9)  # width / height
 RATES = (12, 15, 24, 25, 30)  # frames per second
 SECONDS = (1.5, 4.0)  # 12 fps * 1.5 s = 18 frames: a clip is always longer than a model's 16
 CLIPS_PER_PERSON = 4
-VIDEO_SUFFIXES = tuple(
-    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .3gp .ogv .gif".split()
-)
 RECORD = "clips.json"
 LISTS = ("labels.json", *(f"ImageSets/2017/{split}.txt" for split in ("train", "val", "test")))
 SCALE = 2  # drawn this much larger, then averaged: smooth edges
@@ -515,56 +512,6 @@ def write_all(folder, settings, rows, write, files_of):
             pass
     record.write_text(json.dumps(result | {"complete": True}, indent=1))
     return folder
-
-
-def read_frames(path, count):
-    """`count` evenly spaced frames of a video: a list of (seconds, uint8 [height, width, 3])."""
-    try:
-        with av.open(str(path)) as container:
-            total = sum(packet.pts is not None for packet in container.demux(video=0))
-            container.seek(0)
-            wanted = set(((np.arange(count) + 0.5) * total / count).astype(int).tolist())
-            frames = enumerate(container.decode(video=0))
-            return [(f.time, f.to_ndarray(format="rgb24")) for i, f in frames if i in wanted]
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"cannot decode {path}: {error}") from error
-
-
-def contact_sheet(folder, split="train", clips_per_label=3, frames_per_clip=6, labels=4, seed=0):
-    """A matplotlib Figure of some clips of each label: a row for each clip, time to the right.
-
-    folder: any video folder, `<folder>/<split>/<label>/<name>.mp4`; the clips are chosen by seed.
-    `labels`: how many labels are shown, the first ones.
-    Raises FileNotFoundError if it has no such split or no clips, ValueError if one is undecodable.
-    """
-    from matplotlib.figure import Figure
-
-    root = Path(folder, split)
-    files = {}
-    for path in sorted(root.glob("*/*")):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            files.setdefault(path.parent.name, []).append(path)
-    if not files:
-        raise FileNotFoundError(f"no clips in {root}: expected {root}/<label>/<name>.mp4")
-    rng = np.random.default_rng(seed)
-    shown = list(files.values())[:labels]
-    picks = [rng.permutation(paths)[:clips_per_label] for paths in shown]
-    rows = [(path, read_frames(path, frames_per_clip)) for pick in picks for path in pick]
-    heights = [frames[0][1].shape[0] / frames[0][1].shape[1] for _, frames in rows]
-    width = 1.7 * frames_per_clip
-    size = width, sum(1.62 * h + 0.62 for h in heights)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), frames_per_clip, squeeze=False, height_ratios=heights)
-    for axes, (path, frames) in zip(grid, rows, strict=True):
-        for axis in axes:
-            axis.axis("off")
-        for axis, (seconds, image) in zip(axes, frames, strict=False):
-            axis.imshow(image)
-            axis.text(0.5, -0.03, f"{seconds:.2f} s", ha="center", va="top", fontsize=9,
-                      transform=axis.transAxes)  # fmt: skip
-        axes[0].set_title(path.parent.name, loc="left", fontsize=11, fontweight="bold")
-        axes[-1].set_title(path.name, loc="right", fontsize=9, color="0.4")
-    return figure
 
 
 def main():

@@ -1,16 +1,72 @@
-"""Where the notebooks work, and as whom: the AWS account, and run.json, which connects them."""
+"""Where the notebooks work, and as whom: the AWS account, and run.json, which connects them.
 
+Notebook 1 calls begin, execution_role, make_bucket and instances; the other notebooks call connect,
+or read_run if they need no AWS.
+"""
+
+import datetime
 import json
+import math
 import os
-from dataclasses import dataclass
+import platform
+import re
+import tarfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from string import Template
+from urllib.parse import urlsplit
 
 import boto3
+import pandas as pd
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from local_mode import aws
 
 HERE = Path(__file__).resolve().parent.parent  # notebooks/
 ABSENT = ("404", "NoSuchBucket", "NotFound")
+KEPT = ("dataset", "choices", "clip_counts", "gflop")  # of run.json; they are true in any account
+LISTED = ("created", "homes", "jobs", "deployed")  # of run.json: what notebook 6 deletes
+FULL_ACCESS = "arn:aws:iam::aws:policy/AmazonSageMakerFullAccess"
+USES = (
+    "training job usage",
+    "spot training job usage",
+    "training warm pool usage",
+    "processing job usage",
+    "endpoint usage",
+    "transform job usage",
+)
+VIT_B_GFLOP = 357  # one forward pass of ViT-B on 16 x 224 x 224: see model_size.gflop
+SHARE = 0.35  # of the data sheet's speed that training reaches: an assumption, not a measurement
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an instance type offers, from AWS's instance pages and the makers' data sheets."""
+
+    what: str  # the GPUs, or the CPUs, that the model runs on
+    memory_gb: int  # of all GPUs, or of the machine
+    tflops: float  # of all GPUs, dense 16 bit; of the CPUs, 32 bit: 0.08 for each vCPU (AVX-512)
+    vcpus: int
+    gpus: int = 1
+
+
+INSTANCES = {
+    "ml.m5.large": Machine("2 vCPUs", 8, 0.16, 2, gpus=0),
+    "ml.m5.xlarge": Machine("4 vCPUs", 16, 0.32, 4, gpus=0),
+    "ml.m5.4xlarge": Machine("16 vCPUs", 64, 1.28, 16, gpus=0),
+    "ml.c5.2xlarge": Machine("8 vCPUs", 16, 0.64, 8, gpus=0),
+    "ml.c5.4xlarge": Machine("16 vCPUs", 32, 1.28, 16, gpus=0),
+    "ml.g4dn.xlarge": Machine("1 x T4", 16, 65, 4),
+    "ml.g4dn.12xlarge": Machine("4 x T4", 64, 260, 48, gpus=4),
+    "ml.g5.xlarge": Machine("1 x A10G", 24, 70, 4),
+    "ml.g5.2xlarge": Machine("1 x A10G", 24, 70, 8),
+    "ml.g5.12xlarge": Machine("4 x A10G", 96, 280, 48, gpus=4),
+    "ml.g6.xlarge": Machine("1 x L4", 24, 121, 4),
+    "ml.g6.2xlarge": Machine("1 x L4", 24, 121, 8),
+    "ml.g6.12xlarge": Machine("4 x L4", 96, 484, 48, gpus=4),
+    "ml.p4d.24xlarge": Machine("8 x A100", 320, 2496, 96, gpus=8),
+}
 
 
 @dataclass
@@ -20,6 +76,7 @@ class Account:
     output: Path  # the folder of run.json, of pictures and models
     run: dict  # run.json, as it is on the disk
     session: boto3.Session | None = None  # of the Region
+    quota_codes: dict = field(default_factory=dict)  # by name of the quota; filled by quotas()
 
     def remember(self, **values) -> None:
         """Adds `values` to run.json, at once: what is not written down is never deleted."""
@@ -35,6 +92,319 @@ def read_run(output_dir) -> Account:
     return Account(output, json.loads(file.read_text()) if file.exists() else {})
 
 
+# Notebook 1 ---------------------------------------------------------------------------------------
+def versions() -> None:
+    """Prints the versions that run here. Raises RuntimeError for a Python or package that lacks."""
+    if not hasattr(tarfile, "data_filter"):
+        raise RuntimeError(f"Python {platform.python_version()}: 3.11.4 or newer unpacks safely")
+    print(f"{'python':14}{platform.python_version()}")
+    for package in ("torch", "transformers", "datasets", "accelerate", "sagemaker", "boto3"):
+        try:
+            print(f"{package:14}{version(package)}")
+        except PackageNotFoundError as error:
+            raise RuntimeError(
+                f"{package} is not installed: run the cell above, then restart the kernel"
+            ) from error
+
+
+def begin(
+    output_dir, endpoint_url=None, region=None, bucket=None, prefix="video-tutorial"
+) -> Account:
+    """Signs in, and begins run.json in `output_dir`, or goes on with the one that is there.
+
+    `endpoint_url`: None for AWS itself; an address on this machine starts the embedded AWS there.
+    `region`: None for the Region of your AWS configuration. `bucket`: None for the name that the
+    SDK uses by default, sagemaker-<region>-<account>. `prefix`: the folder in the bucket for all
+    that the series uploads. Raises RuntimeError without credentials, and if run.json lists what you
+    have in another Region or account.
+    """
+    here = read_run(output_dir)
+    before = here.run
+    endpoint_url = aws.connect(endpoint_url)
+    here.session = boto3.Session(region_name=region)
+    identity = _identity(here.session)
+    region = here.session.region_name
+    where = {"region": region, "account": identity["Account"], "endpoint_url": endpoint_url}
+    if _embedded_account_is_gone(before, where, here.session):
+        print("The embedded account of run.json is gone: this one is new. Clips and choices stay.")
+        before = {name: before[name] for name in KEPT if name in before}
+    elif not where.items() <= before.items():
+        if any(before.get(name) for name in LISTED):
+            raise RuntimeError(
+                f"run.json lists what you have in {before['region']} of another Region or account: "
+                "delete it there (06_clean_up), or set another output_dir here."
+            )
+        before = {name: before[name] for name in KEPT if name in before}
+    bucket = bucket or f"sagemaker-{region}-{identity['Account']}"
+    here.run = {"created": [], "homes": [], "jobs": []} | before
+    here.remember(**where, bucket=bucket, prefix=prefix)
+    kind = identity["Arn"].split(":")[5].split("/")[0]  # "user/me" -> "user"
+    print(f"Region {region}, signed in as: {kind}")
+    return here
+
+
+def _identity(session):
+    """The answer of AWS to "who am I?". Raises RuntimeError with the remedy if there is none."""
+    try:
+        return session.client("sts").get_caller_identity()
+    except (BotoCoreError, ClientError) as error:
+        raise RuntimeError(
+            "No valid AWS credentials or Region. In Studio: open the space with an execution role. "
+            "On a laptop: run `aws configure sso` (or `aws configure`), then start this kernel "
+            "again. No account: run with the parameters in local_mode/parameters.yaml."
+        ) from error
+
+
+def _embedded_account_is_gone(run, where, session):
+    """Whether `run` is of an embedded AWS that ended, and all that it held with it."""
+    address = run.get("endpoint_url")
+    if not address or not any(run.get(name) for name in LISTED):
+        return False
+    if address != where["endpoint_url"]:
+        return aws.status(urlsplit(address).port or aws.PORT) is None
+    return f"bucket/{run['bucket']}" in run["created"] and not bucket_exists(session, run["bucket"])
+
+
+def policy(here, name, role_name="SageMaker-Video-ExecutionRole") -> dict:
+    """The policy in aws/<name>.json, filled in for this account.
+
+    `name`: "trust_policy", "execution_policy" (of the jobs) or "caller_policy" (of you).
+    """
+    names = {field: here.run[field] for field in ("bucket", "prefix", "region", "account")}
+    text = (HERE / "aws" / f"{name}.json").read_text()
+    return json.loads(Template(text).substitute(names, role_name=role_name))
+
+
+def execution_role(here, role_name, create=False, full_access=False) -> None:
+    """Finds or creates the role that jobs act through; run.json remembers its ARN.
+
+    Takes the role that is called `role_name`, which may be an ARN; else creates it if `create`;
+    else, in Studio, takes Studio's own. A role that was created here gets its permissions, again
+    on every call: those of aws/execution_policy.json or, with `full_access`, the managed policy
+    AmazonSageMakerFullAccess.
+    Raises RuntimeError if there is no role.
+    """
+    iam = here.session.client("iam")
+    try:
+        named = role_name.startswith("arn:")  # who may not ask IAM can name the role in full
+        role_arn = role_name if named else iam.get_role(RoleName=role_name)["Role"]["Arn"]
+    except ClientError as error:
+        missing = error.response["Error"]["Code"] == "NoSuchEntity"
+        if missing and create:
+            trust = json.dumps(policy(here, "trust_policy", role_name))
+            role = iam.create_role(RoleName=role_name, AssumeRolePolicyDocument=trust)
+            role_arn = role["Role"]["Arn"]
+            here.remember(created=sorted({*here.run["created"], f"role/{role_name}"}))
+        elif Path("/opt/ml/metadata/resource-metadata.json").exists():  # in Studio
+            from sagemaker.core.helper.session_helper import Session, get_execution_role
+
+            role_arn = get_execution_role(Session(here.session))
+        else:
+            raise RuntimeError(
+                f"No role {role_name!r} can be read in this account. Set create_role = True, make "
+                "the role in the console, or set role_name to the name or ARN of one that you have."
+            ) from error
+    if f"role/{role_name}" in here.run["created"]:
+        _permit(here, role_name, full_access)
+    here.remember(role_arn=role_arn)
+    print("execution role:", role_arn.split("/")[-1])
+
+
+def _permit(here, role_name, full_access):
+    """Gives the role the permissions of one way, and takes those of the other way back."""
+    role = here.session.resource("iam").Role(role_name)
+    attached = [policy.arn for policy in role.attached_policies.all()]
+    if full_access and FULL_ACCESS not in attached:
+        role.attach_policy(PolicyArn=FULL_ACCESS)
+    if not full_access and FULL_ACCESS in attached:
+        role.detach_policy(PolicyArn=FULL_ACCESS)
+    least = role.Policy("video-tutorial")
+    if full_access and "video-tutorial" in [policy.name for policy in role.policies.all()]:
+        least.delete()
+    if not full_access:
+        least.put(PolicyDocument=json.dumps(policy(here, "execution_policy", role_name)))
+
+
+def make_bucket(here) -> None:
+    """Creates the bucket that run.json names, if there is none of this name."""
+    name, region = here.run["bucket"], here.run["region"]
+    if not bucket_exists(here.session, name):
+        where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        where = {} if region == "us-east-1" else where  # which S3 does not take as a constraint
+        here.session.client("s3").create_bucket(Bucket=name, **where)
+        here.remember(created=sorted({*here.run["created"], f"bucket/{name}"}))
+    print("bucket:", name.replace(here.run["account"], "<account>"))
+
+
+# Quotas, prices, speed ----------------------------------------------------------------------------
+def instances(here, types) -> pd.DataFrame:
+    """A table of instance types: quota, price, memory and an estimate of the speed of training.
+
+    Reads all quotas of SageMaker and remembers them in run.json, with the known prices, for the
+    notebooks that launch. "clips/s" is for all of ViT-B, 16 x 224 x 224; without a GPU, for its
+    head alone (the backbone is frozen).
+    """
+    limits, dated = quotas(here), prices(here)
+    rows = {}
+    for name in types:
+        price, day = dated.get(name, (math.nan, "not known"))
+        machine = INSTANCES.get(name)
+        row = {"quota on demand": _quota(limits, name, "training job usage")}
+        row["quota on spot"] = _quota(limits, name, "spot training job usage")
+        row |= {"$ an hour": price, "price of": day}
+        if machine:
+            passes = 3 if machine.gpus else 1
+            row |= {"runs on": machine.what, "memory, GB": machine.memory_gb}
+            row["clips/s"] = round(clips_per_second(name, VIT_B_GFLOP) / passes, 1)
+            frozen = "" if machine.gpus else ", backbone frozen"
+            row["estimated from"] = f"{SHARE:.0%} of {machine.tflops} TFLOP/s{frozen}"
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _quota(limits, instance_type, use):
+    """The quota of an instance type for a use: a number, or words if there is none."""
+    if limits is None:
+        return "not known"
+    limit = limits.get(f"{instance_type} for {use}")
+    return "not listed" if limit is None else int(limit)
+
+
+def clips_per_second(instance_type, gflop) -> float | None:
+    """How many clips a second an instance passes forward through a model: an estimate.
+
+    It is 35 % of the data sheet's speed over the operations of one forward pass, `gflop` (in
+    billions, see model_size.gflop). To train a clip takes 3 forward passes, or 1 if the backbone is
+    frozen: divide by that. None if the instance type is not in INSTANCES, or gflop is None.
+    """
+    machine = INSTANCES.get(instance_type)
+    return SHARE * machine.tflops * 1000 / gflop if machine and gflop else None
+
+
+def quotas(here) -> dict | None:
+    """How many instances you may have, by quota name such as "ml.g5.xlarge for training job usage".
+
+    None if you may not ask AWS. run.json remembers the answer.
+    """
+    patient = Config(retries={"mode": "adaptive", "max_attempts": 10})  # it lists thousands, twice
+    client = here.session.client("service-quotas", config=patient)
+    found = {}
+    try:
+        # AWS's defaults, and over them what applies to you: it lists only those that were changed.
+        for listing in ("list_aws_default_service_quotas", "list_service_quotas"):
+            for page in client.get_paginator(listing).paginate(ServiceCode="sagemaker"):
+                found |= {quota["QuotaName"]: quota for quota in page["Quotas"]}
+    except ClientError as error:  # a role that may train need not be allowed to ask
+        print("The quotas cannot be read:", error.response["Error"]["Code"])
+        here.remember(quotas=None)
+        return None
+    wanted = re.compile(rf"ml\.\S+ for ({'|'.join(USES)})")
+    found = {name: quota for name, quota in found.items() if wanted.fullmatch(name)}
+    here.quota_codes = {name: quota["QuotaCode"] for name, quota in found.items()}
+    here.remember(quotas={name: quota["Value"] for name, quota in found.items()})
+    return here.run["quotas"]
+
+
+def quota_link(here, instance_type, use="training job usage") -> str:
+    """The address of the console's page where you ask for more instances for a use."""
+    code = here.quota_codes.get(f"{instance_type} for {use}", "")
+    region = here.run["region"]
+    console = f"https://{region}.console.aws.amazon.com/servicequotas/home?region={region}"
+    return f"{console}#!/services/sagemaker/quotas/{code}"
+
+
+def advise(here, instance_type) -> None:
+    """Prints what 20 minutes on an instance cost, and whether your quota lets it start."""
+    price, day = prices(here).get(instance_type, (None, None))
+    if price:
+        print(f"20 minutes on {instance_type} cost ${price / 3:.2f} (price of {day}).")
+    else:
+        print(f"No price of {instance_type} is known: see how_to/train_for_less.ipynb.")
+    quota = _quota(here.run.get("quotas"), instance_type, "training job usage")
+    if quota == "not listed":
+        print(f"AWS lists no quota of {instance_type} here: choose another type or Region.")
+    elif quota == 0:
+        print('Your quota is 0. Ask for 1 now. Until then use instance_type = "ml.m5.xlarge".')
+    else:
+        print(f"Your quota is {quota}.")
+    print("To ask for more:", quota_link(here, instance_type))
+
+
+def request_quota(here, instance_type, use="training job usage", instances=1) -> str:
+    """Asks AWS to raise a quota to `instances`; prints and returns what AWS says.
+
+    Raises ValueError for a use that SageMaker has no quota of.
+    """
+    if use not in USES:
+        raise ValueError(f"use is {use!r}: it must be one of {', '.join(USES)}")
+    if not here.quota_codes:
+        quotas(here)
+    wanted = f"{instance_type} for {use}"
+    code = here.quota_codes.get(wanted)
+    client = here.session.client("service-quotas")
+    if not code:
+        answer = "AWS does not list it: ask in the console"
+    else:
+        try:
+            request = client.request_service_quota_increase(
+                ServiceCode="sagemaker", QuotaCode=code, DesiredValue=instances
+            )
+            answer = f"requested {instances}: {request['RequestedQuota']['Status']}"
+        except client.exceptions.ResourceAlreadyExistsException:
+            answer = "a request of yours is still open"
+    print(f"{wanted}: {answer}")
+    return answer
+
+
+def prices(here) -> dict:
+    """{instance type: (US dollars an hour of training, date)} in this Region.
+
+    From aws/prices.json and, before that, from what fetch_price asked AWS for. run.json remembers
+    the dollars.
+    """
+    table = json.loads((HERE / "aws" / "prices.json").read_text())["region"]
+    listed = table.get(here.run["region"], {})
+    dated = {name: (entry["training"], entry["date"]) for name, entry in listed.items()}
+    fetched = here.run.get("fetched_prices", {})
+    dated |= {name: tuple(price) for name, price in fetched.items()}
+    dollars = {name: price for name, (price, _) in dated.items()}
+    here.remember(dollars_per_hour=dollars, fetched_prices=fetched)
+    return dated
+
+
+def fetch_price(here, instance_type) -> float:
+    """Today's price of an hour of training on an instance, from AWS's Pricing API, in US dollars.
+
+    run.json remembers it. You need the permission pricing:GetProducts.
+    """
+    pricing = here.session.client("pricing", region_name="us-east-1")  # it answers for all Regions
+    price = training_price(instance_type, here.run["region"], pricing)
+    today = str(datetime.date.today())
+    fetched = here.run.get("fetched_prices", {}) | {instance_type: [price, today]}
+    here.remember(fetched_prices=fetched)
+    prices(here)
+    return price
+
+
+def training_price(instance_type, region, pricing) -> float:
+    """US dollars an hour, on demand, as AWS lists them today. LookupError if it lists none.
+
+    `pricing` is a client of the Price List API, which answers with JSON texts, one a product.
+    """
+    wanted = {"regionCode": region, "instanceName": instance_type, "component": "Training"}
+    filters = [{"Type": "TERM_MATCH", "Field": f, "Value": v} for f, v in wanted.items()]
+    pages = pricing.get_paginator("get_products")
+    for page in pages.paginate(ServiceCode="AmazonSageMaker", Filters=filters):
+        for product in map(json.loads, page["PriceList"]):
+            usage = product["product"]["attributes"]["usagetype"]  # USE1-Train:ml.g4dn.xlarge
+            for term in product["terms"].get("OnDemand", {}).values():
+                for dimension in term["priceDimensions"].values():
+                    if usage.endswith(f"Train:{instance_type}"):
+                        return float(dimension["pricePerUnit"]["USD"])
+    raise LookupError(f"AWS lists no price of training on {instance_type} in {region}")
+
+
+# The other notebooks ------------------------------------------------------------------------------
 def connect(output_dir="outputs", check: bool = True) -> Account:
     """The account that notebook 1 wrote into run.json.
 
@@ -51,9 +421,9 @@ def connect(output_dir="outputs", check: bool = True) -> Account:
     here.session = boto3.Session(region_name=here.run["region"])
     if check and not bucket_exists(here.session, here.run["bucket"]):
         raise RuntimeError(
-            "The bucket of run.json is gone. The embedded AWS lives until 06_clean_up or until this "
-            "computer restarts, and its jobs end with it. Run 01_setup.ipynb again, then go on; "
-            "clips and pictures in output_dir are still there."
+            "The bucket of run.json is gone. The embedded AWS lives until 06_clean_up, or until "
+            "this computer restarts, and its jobs end with it. Run 01_setup.ipynb again, then go "
+            "on; clips and pictures in output_dir are still there."
         )
     return here
 
@@ -65,5 +435,8 @@ def bucket_exists(session: boto3.Session, bucket: str) -> bool:
     except ClientError as error:
         if error.response["Error"]["Code"] in ABSENT:
             return False
-        raise RuntimeError(f"bucket {bucket!r} belongs to somebody else: name another") from error
+        raise RuntimeError(
+            f"The bucket {bucket!r} is not yours to use, or lies in another Region: set another "
+            "name."
+        ) from error
     return True

@@ -1,8 +1,8 @@
 """How good the intervals of long videos are: python tests/benchmarks/segments.py MODEL
 
 MODEL: the unpacked model.tar.gz of the series' job. Eight drawn minutes (seeds 101 to 108, which
-chose no setting), judged as notebook 4 does it; a found interval is right if it overlaps a true one
-by half or more (IoU 0.5), one to one.
+chose no setting), judged as the guide watch_long_videos does it; a found interval is right if it
+overlaps a true one by half or more (IoU 0.5), one to one.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("scripts", "notebooks", "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("scripts", "notebooks")]
 import inference  # noqa: E402
-from cells import run_cell  # noqa: E402
 from local_mode import clips as drawn  # noqa: E402
+from tutorial.results import right_intervals  # noqa: E402
 
 LABEL = "raising_hand"
 SETTINGS = {"chosen": (0.8, 3), "threshold 0.5": (0.5, 3), "not smoothed": (0.8, 1)}
@@ -26,7 +26,6 @@ def main():
     parser.add_argument("model", help="folder of a fine-tuned model")
     model = parser.parse_args().model
     classifier = inference.load_classifier(model)
-    right_intervals = run_cell("04_results", "segments")["right_intervals"]
     counts = {name: [0, 0, 0] for name in SETTINGS}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(101, 109):
