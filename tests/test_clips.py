@@ -190,34 +190,6 @@ def test_datasets_reads_it_as_a_videofolder(folder, tmp_path):
     assert Path(row["video"]["path"]).parent.name == sorted(clips.LABELS)[row["label"]]
 
 
-def test_what_is_shown_is_what_is_trained_on():
-    assert clips.VIDEO_SUFFIXES == clip_files.FORMATS
-
-
-def test_contact_sheet_shows_labels_times_and_pictures(folder):
-    figure = clips.contact_sheet(folder, "test", clips_per_label=2, frames_per_clip=5)
-    assert len(figure.axes) == 4 * 5
-    titles = [axis.get_title(loc="left") for axis in figure.axes[::5]]
-    assert titles == ["not_raising_hand"] * 2 + ["raising_hand"] * 2
-    times = [axis.texts[0].get_text() for axis in figure.axes[:5]]
-    seconds = [float(text.removesuffix(" s")) for text in times]
-    assert seconds == sorted(seconds) and seconds[-1] > 1 and seconds[0] > 0
-    assert np.ptp(figure.axes[0].images[0].get_array()) > 100
-    figure.canvas.draw()
-    first = clips.contact_sheet(folder, "test", clips_per_label=2, frames_per_clip=5, labels=1)
-    assert [axis.get_title(loc="left") for axis in first.axes[::5]] == ["not_raising_hand"] * 2
-
-
-def test_contact_sheet_names_what_is_wrong(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no clips in .*nowhere"):
-        clips.contact_sheet(folder, "nowhere")
-    bad = tmp_path / "train" / "dancing" / "bad.mp4"
-    bad.parent.mkdir(parents=True)
-    bad.write_bytes(b"not a video at all")
-    with pytest.raises(ValueError, match="cannot decode .*bad.mp4"):
-        clips.contact_sheet(tmp_path)
-
-
 # ---- A long video
 
 SMALL = {"seconds": 40, "width": 64, "height": 48}

@@ -1,4 +1,4 @@
-"""The last part of notebook 2 in real containers: one job that succeeds, and how others fail."""
+"""The guide run_in_a_container in real containers: one job that succeeds, and how others fail."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, TINY
 from container import engine, image
 
-NOTEBOOK = ROOT / "notebooks" / "02_local_smoke_train.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "how_to" / "run_in_a_container.ipynb"
 IMAGE = "videomae-tests"
 
 
@@ -49,7 +49,7 @@ def local_image(tmp_path_factory):
 
 @pytest.fixture
 def notebook(tmp_path, clips_folder, monkeypatch):
-    """What the notebook's cells up to section 9 leave behind; without any AWS credentials."""
+    """What the guide's cells before the script leave behind; without any AWS credentials."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name in (
@@ -58,19 +58,22 @@ def notebook(tmp_path, clips_folder, monkeypatch):
         "SAGEMAKER_USER_CONFIG_OVERRIDE",
     ):
         monkeypatch.setenv(name, os.devnull)  # the last one is set by the notebook
-    monkeypatch.chdir(NOTEBOOK.parent)
+    monkeypatch.chdir(NOTEBOOK.parent.parent)
     cells = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
-    imports = cells["imports"].replace("%matplotlib inline", "")
     flags = "--epochs 1 --train_batch_size 4 --eval_batch_size 4 --learning_rate 1e-3"
     names = {"output_dir": str(tmp_path), "model_name": str(TINY), "local_container": None}
 
     def run(*ids):
         for cell in ids:
-            exec(compile(cells[cell], f"notebook 2, cell {cell}", "exec"), names)
+            exec(compile(cells[cell], f"run_in_a_container, cell {cell}", "exec"), names)
         return names
 
-    exec(imports, names)
-    names |= {"smoke": clips_folder, "flags": [*flags.split(), "--model_name", str(TINY)]}
+    run("start", "imports")
+    names |= {
+        "output": tmp_path,
+        "smoke": clips_folder,
+        "flags": [*flags.split(), "--model_name", str(TINY)],
+    }
     return names, run
 
 

@@ -1,4 +1,4 @@
-"""Endpoints and batch transform: what the embedded AWS serves, and what notebook 4 asks for."""
+"""Endpoints and batch transform: what the embedded AWS serves, and what the guide asks for."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from cells import notebook_cells, run_cells
 from conftest import ROOT
 from local_mode import aws
 from test_aws import BUCKET, ROLE, get, keys, port, put, wait_until  # noqa: F401
+from tutorial import clean_up
 
 INFERENCE = """
 import json, os, time
@@ -264,7 +265,7 @@ def test_a_transform_job_stops(model):
         client.stop_transform_job(TransformJobName="stopped")
 
 
-# Notebook 4 ---------------------------------------------------------------------------------------
+# The guide ----------------------------------------------------------------------------------------
 JUDGE = """
 import json
 
@@ -281,9 +282,12 @@ def transform_fn(model, body, content_type, accept, context):
 """
 
 
+GUIDE = "how_to/deploy"
+
+
 @pytest.fixture
-def section_8(port, tmp_path, monkeypatch):  # noqa: F811
-    """section_8(**parameters): its cells on the embedded AWS; their variables and requests.
+def deployment(port, tmp_path, monkeypatch):  # noqa: F811
+    """deployment(**parameters): its cells on the embedded AWS; their variables and requests.
 
     The archive is one of JUDGE's. Each thing must be in run.json before it is asked for.
     """
@@ -291,7 +295,7 @@ def section_8(port, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("time.sleep", lambda _, sleep=time.sleep: sleep(0.1))
     call, sent, run_file = BaseClient._make_api_call, {}, tmp_path / "run.json"
     uses = ("endpoint usage", "transform job usage")
-    run = {"region": "us-east-1", "endpoint_url": f"http://127.0.0.1:{port}"}
+    run = {"region": "us-east-1", "account": "1" * 12, "endpoint_url": f"http://127.0.0.1:{port}"}
     run |= {"bucket": BUCKET, "prefix": "video-tutorial", "role_arn": ROLE}
     run |= {"homes": [], "jobs": [], "created": [], "dollars_per_hour": {"ml.m5.xlarge": 0.23}}
     run["quotas"] = {f"ml.m5.xlarge for {use}": 20 for use in uses}
@@ -314,20 +318,21 @@ def section_8(port, tmp_path, monkeypatch):  # noqa: F811
     def cells(fail_at=None, **parameters):
         run_file.write_text(json.dumps(run | parameters.pop("run", {})))
         parameters |= {"output_dir": str(tmp_path), "inference_image": "my/image:1"}
-        made = run_cells("04_results", parameters, stop="describe")
+        made = run_cells(GUIDE, {"threshold": 0.8} | parameters, stop="judged")
         made |= {"files": clips, "labels": ["a", "b"], "predicted": [0] * len(clips)}
         made |= {"long_video": tmp_path / "long.mp4", "result": {"smoothed": [[0.9, 0.1]] * 2}}
         own = SimpleNamespace(classify_video=lambda *_, **__: made["result"])
         made |= {"inference": own, "classifier": None, "interval_label": "a"}
-        made |= {"split_uri": aws.split_uri, "s3": made["session"].client("s3")}
+        made |= {"tested": SimpleNamespace(trained=SimpleNamespace(folder=tmp_path / "model"))}
         with monkeypatch.context() as patch:
             patch.setattr(BaseClient, "_make_api_call", record)
-            ids = [cell.id for cell in notebook_cells("04_results") if cell.cell_type == "code"]
-            for name in ids[ids.index("deploy-cost") : ids.index("delete-model") + 1]:
+            code = {c.id: c.source for c in notebook_cells(GUIDE) if c.cell_type == "code"}
+            for name in [*code][[*code].index("deploy-cost") :]:
                 if name == fail_at:
                     break
-                source = next(c.source for c in notebook_cells("04_results") if c.id == name)
-                exec(compile(source, name, "exec"), made)
+                if name == "long-video":  # made above
+                    continue
+                exec(compile(code[name], name, "exec"), made)
                 if name == "pack":
                     made["packed"].write_bytes(archive({"code/inference.py": JUDGE}))
         text = json.dumps(sent).replace(made.get("home", "-"), "HOME")
@@ -336,9 +341,9 @@ def section_8(port, tmp_path, monkeypatch):  # noqa: F811
     return cells
 
 
-def test_the_requests_of_section_8_and_what_it_shows(section_8, tmp_path, capsys):
+def test_the_requests_of_the_guide_and_what_it_shows(deployment, tmp_path, capsys):
     before = len(servers())
-    made, sent = section_8(deploy=True, transform=True)
+    made, sent = deployment(deploy=True, transform=True)
     tags = [{"Key": "project", "Value": "video-tutorial"}]
     assert sent == {
         "CreateModel": {
@@ -399,10 +404,10 @@ def test_the_requests_of_section_8_and_what_it_shows(section_8, tmp_path, capsys
     assert 'client error (400) from primary with message "{"error": "not a video"}"' in shown
     assert shown.count("largest difference 0.0e+00") == 8
     assert json.loads((tmp_path / "run.json").read_text())["deployed"] == [f"log/{made['name']}"]
-    assert len(servers()) == before and left_of_section_8() == []
+    assert len(servers()) == before and left_of_deployment() == []
 
 
-def left_of_section_8():
+def left_of_deployment():
     client = boto3.client("sagemaker")
     names = [item["EndpointName"] for item in client.list_endpoints()["Endpoints"]]
     configs = client.list_endpoint_configs()["EndpointConfigs"]
@@ -411,28 +416,28 @@ def left_of_section_8():
     return [name for name in names if name.startswith("video-")]
 
 
-def test_clean_up_takes_down_what_section_8_left(section_8, tmp_path, port):  # noqa: F811
+def test_clean_up_takes_down_what_the_guide_left(deployment, tmp_path, port, monkeypatch):  # noqa: F811
     """As after a kernel that died while the endpoint ran."""
     before = len(servers())
-    made, _ = section_8(deploy=True, fail_at="take-down")
-    assert len(left_of_section_8()) == 3 and len(servers()) == before + 1
-    parameters = {"output_dir": str(tmp_path), "confirm_delete": True}
-    assert run_cells("06_clean_up", parameters, stop="disconnect")["left"] == {}
-    assert json.loads((tmp_path / "run.json").read_text())["deployed"] == []
-    assert left_of_section_8() == [] and len(servers()) == before
+    made, _ = deployment(deploy=True, fail_at="take-down")
+    assert len(left_of_deployment()) == 3 and len(servers()) == before + 1
+    monkeypatch.setattr(aws, "disconnect", lambda _: None)  # other tests go on with it
+    clean_up.delete(clean_up.connect(tmp_path), confirm=True)
+    assert not (tmp_path / "run.json").exists()
+    assert left_of_deployment() == [] and len(servers()) == before
     groups = boto3.client("logs").describe_log_groups(
         logGroupNamePrefix=f"/aws/sagemaker/Endpoints/{made['name']}"
     )
     assert groups["logGroups"] == []
 
 
-def test_nothing_is_made_by_default(section_8):
-    made, sent = section_8()
+def test_nothing_is_made_by_default(deployment):
+    made, sent = deployment()
     assert sent == {} and "deployed" not in made["run"] and made["run"]["homes"] == []
 
 
-def test_what_would_be_refused_is_refused_before_it_costs(section_8):
+def test_what_would_be_refused_is_refused_before_it_costs(deployment):
     with pytest.raises(RuntimeError, match="'ml.m5.xlarge for endpoint usage' is 0"):
-        section_8(deploy=True, run={"quotas": {}})
-    with pytest.raises(RuntimeError, match="No price of ml.m5.xlarge: run 01_setup"):
-        section_8(transform=True, run={"dollars_per_hour": {}})
+        deployment(deploy=True, run={"quotas": {}})
+    with pytest.raises(RuntimeError, match="No price of ml.m5.xlarge: run train_for_less"):
+        deployment(transform=True, run={"dollars_per_hour": {}})

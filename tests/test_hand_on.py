@@ -1,4 +1,4 @@
-"""Notebook 4 hands the model on: the card says what is so, the export computes the same."""
+"""The guide hands the model on: the card says what is so, the export computes the same."""
 
 import json
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import train
 import yaml
 from cells import run_cell
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+from tutorial import results
 
 LABELS = ["not_raising_hand", "raising_hand"]
 CARD = ("card-data", "card-text", "card-limits", "card")
@@ -29,7 +30,9 @@ def notebook(tmp_path):
     record = {"clips": {"train": 320, "test": 4}, "arguments": {"hub_token": "<HUB_TOKEN>"}}
     (tmp_path / "model" / "run_record.json").write_text(json.dumps(record))
     return {
-        "output": tmp_path, "json": json, "torch": torch, "train": train, "split": "test",
+        "tested": SimpleNamespace(trained=results.Trained(tmp_path / "model", None)),
+        "output": tmp_path, "results": results,
+        "json": json, "torch": torch, "train": train, "split": "test",
         "model": model, "config": config, "labels": LABELS, "device": "cpu",
         "processor": SimpleNamespace(image_mean=[0.5, 0.4, 0.4], image_std=[0.2, 0.2, 0.3]),
         "clips": torch.randint(0, 256, (4, 4, 3, 32, 32), dtype=torch.uint8),
@@ -51,7 +54,7 @@ def notebook(tmp_path):
 def card(notebook):
     variables = notebook
     for cell in CARD:
-        variables = run_cell("04_results", cell, **variables)
+        variables = run_cell("how_to/deploy", cell, **variables)
     text = (notebook["output"] / "model" / "README.md").read_text()
     _, head, body = text.split("---\n", 2)
     return yaml.safe_load(head), body
@@ -87,8 +90,8 @@ def test_no_licence_is_guessed(notebook, name, given, licence):
 def test_the_export_computes_the_same_for_any_number_of_clips(notebook, capsys):
     import onnxruntime
 
-    variables = run_cell("04_results", "export", **notebook)
-    run_cell("04_results", "parity", **variables)
+    variables = run_cell("how_to/deploy", "export", **notebook)
+    run_cell("how_to/deploy", "parity", **variables)
     assert "largest difference of 8 logits" in capsys.readouterr().out
     exported = onnxruntime.InferenceSession(notebook["output"] / "model.onnx")
     for count in (1, 3):
@@ -101,10 +104,10 @@ def test_the_export_computes_the_same_for_any_number_of_clips(notebook, capsys):
 
 
 def test_another_model_is_not_passed_off_as_the_export(notebook):
-    variables = run_cell("04_results", "export", **notebook)
+    variables = run_cell("how_to/deploy", "export", **notebook)
     torch.nn.init.normal_(variables["model"].classifier.weight)
     with pytest.raises(RuntimeError, match=r"do not use model\.onnx"):
-        run_cell("04_results", "parity", **variables)
+        run_cell("how_to/deploy", "parity", **variables)
 
 
 def test_nothing_is_pushed_unless_a_repository_is_named(notebook, monkeypatch):
@@ -117,9 +120,9 @@ def test_nothing_is_pushed_unless_a_repository_is_named(notebook, monkeypatch):
         upload_folder=lambda **kwargs: calls.append(kwargs),
     )
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    run_cell("04_results", "hub", **notebook)
+    run_cell("how_to/deploy", "hub", **notebook)
     assert calls == []
-    run_cell("04_results", "hub", **notebook | {"hub_repo": "you/model"})
+    run_cell("how_to/deploy", "hub", **notebook | {"hub_repo": "you/model"})
     assert calls[0] == (("you/model",), {"private": True, "exist_ok": True})
     sampling = json.loads(calls[1]["path_or_fileobj"])  # what load_classifier reads
     assert sampling == {"arguments": {"sampling": "dense", "sampling_rate": 4}}

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,17 +14,17 @@ from conftest import ROOT, TINY
 from packaging.version import Version
 from sagemaker.core import image_uris
 from sagemaker.core.utils import install_requirements
+from tutorial import launch
 
+GUIDE = "how_to/train_on_many_machines"
 REQUIREMENTS = ROOT / "scripts" / "requirements.txt"
 AL2023 = "pytorch-amzn2023"  # the SDK's name for AWS's PyTorch images on Amazon Linux 2023
 
 
 def image(training_image, region="us-east-1", instance_type="ml.g4dn.xlarge") -> str:
-    """The URI that notebook 3 chooses, as `<account>.dkr.ecr.<region>...:<tag>`."""
-    given = {"run": {"region": region}, "instance_type": instance_type, "re": re}
-    return run_cell("03_remote_launch", "image", training_image=training_image, **given)[
-        "training_image"
-    ]
+    """The URI that notebook 3 gets, as `<account>.dkr.ecr.<region>...:<tag>`."""
+    here = SimpleNamespace(run={"region": region})
+    return launch.image(here, instance_type, training_image)
 
 
 # ---- Which image
@@ -69,8 +70,13 @@ def test_what_the_sdk_has_no_image_for_is_an_error_that_names_it():
         image("huggingface", instance_type="ml.m5.large")  # they are for GPUs only
     with pytest.raises(ValueError, match=f"no {AL2023} image for ml.trn1.2xlarge"):
         image(AL2023, instance_type="ml.trn1.2xlarge")
-    with pytest.raises(ValueError, match="ml.p3.2xlarge: CUDA 13"):
+    with pytest.raises(ValueError, match="ml.p3.2xlarge: .* CUDA 13"):
         image(AL2023, instance_type="ml.p3.2xlarge")
+
+
+def test_a_family_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="training image 'tensorflow': pytorch-amzn2023, pytorch"):
+        image("tensorflow")
 
 
 def test_an_image_of_ones_own_is_taken_as_it_is():
@@ -89,7 +95,7 @@ def test_the_difference_between_here_and_the_job_is_shown(
     monkeypatch.chdir(ROOT / "notebooks")
     uri = image(training_image)
     capsys.readouterr()
-    run_cell("03_remote_launch", "image-versions", training_image=uri, re=re, Path=pathlib.Path)
+    run_cell(GUIDE, "image-versions", training_image=uri, re=re, Path=pathlib.Path)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert lines["python"].split()[2] == python
     torch_there = lines["torch"].split()[2]

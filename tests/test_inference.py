@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import train
-from cells import run_cell
 from conftest import ROOT, TINY
 from local_mode import clips as drawn
+from tutorial import results
 from videos import noise, numbered, turn, write_sound, write_video
 
 COUNT, SIZE = 16, 32
@@ -176,8 +176,8 @@ class Rising(torch.nn.Module):
 
 
 def test_raised_hands_are_found_in_drawn_videos(tmp_path, monkeypatch):
-    """F1 as notebook 4 computes it; half a second of shift is enough to lose it."""
-    draw_scene, right = drawn.draw_scene, run_cell("04_results", "segments")["right_intervals"]
+    """F1 as the guide computes it; half a second of shift is enough to lose it."""
+    draw_scene, right = drawn.draw_scene, results.right_intervals
 
     def arms_only(*arguments):
         for _, mask in draw_scene(*arguments):

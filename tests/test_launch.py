@@ -1,23 +1,30 @@
-"""Notebooks 1, 3, 4 and 6: the whole request, what is refused before it, and an empty account."""
+"""Notebook 3 and its guide: the whole request, what is refused before it, the job, its end."""
 
 import json
 import os
+from types import SimpleNamespace
 
 import boto3
 import pytest
 from botocore.client import BaseClient
-from cells import notebook_cells, run_cells
+from cells import run_cells
 from conftest import ROOT
 from local_mode import aws
+from sagemaker.core.shapes import S3DataSource
+from sagemaker.core.training import configs
+from sagemaker.train import ModelTrainer
 from test_aws import forget_sdk_clients, free_port
+from tutorial import account, clean_up, launch
 
 ACCOUNT, USE = "123456789012", "training job usage"
 BUCKET = f"sagemaker-us-east-1-{ACCOUNT}"
 KEY = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+LESSON, GUIDE = "03_remote_launch", "how_to/train_on_many_machines"
+CHOICES = {"model_name": "owner/some_model", "learning_rate": 4e-4}
 
 
 @pytest.fixture(scope="module")
-def account():
+def endpoint():
     """The endpoint of an embedded AWS of this module's own."""
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -39,22 +46,28 @@ def in_notebooks(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def set_up(account, tmp_path_factory):
-    """set_up(): an output folder as notebooks 1 and 2 leave it; the clips are but names."""
+def set_up(endpoint, tmp_path_factory):
+    """set_up(**changes): an output folder as notebooks 1 and 2 leave it; the clips are names."""
     first = tmp_path_factory.mktemp("set up")
     for clip in ("train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4"):
         (first / "clips" / clip).parent.mkdir(parents=True)
         (first / "clips" / clip).write_bytes(b"clip")
-    os.chdir(ROOT / "notebooks")
-    run_cells("01_setup", {"endpoint_url": account, "create_role": True, "output_dir": str(first)})
-    run = json.loads((first / "run.json").read_text()) | {"dataset": str(first / "clips")}
+    here = account.begin(first, endpoint)
+    account.execution_role(here, "SageMaker-Video-ExecutionRole", create=True)
+    account.make_bucket(here)
+    account.instances(here, ["ml.g4dn.xlarge"])
+    here.remember(dataset=str(first / "clips"), choices=CHOICES)
 
     def folder(**changes):
         output = tmp_path_factory.mktemp("output")
-        (output / "run.json").write_text(json.dumps(run | changes))
+        (output / "run.json").write_text(json.dumps(here.run | changes))
         return output
 
     return folder
+
+
+def run_of(output) -> dict:
+    return json.loads((output / "run.json").read_text())
 
 
 class Captured(Exception):
@@ -63,7 +76,7 @@ class Captured(Exception):
 
 @pytest.fixture
 def request_of(set_up, monkeypatch):
-    """request_of(**parameters): notebook 3's CreateTrainingJob, its run's S3 folder as HOME."""
+    """request_of(notebook, changes, **parameters): its CreateTrainingJob; its S3 folder as HOME."""
     call = BaseClient._make_api_call
 
     def capture(client, operation, parameters):
@@ -72,16 +85,21 @@ def request_of(set_up, monkeypatch):
         return call(client, operation, parameters)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", capture)
+    monkeypatch.setattr(launch, "image", lambda *_: "my/image:1")
 
-    def request(**parameters):
-        output = set_up()
+    def request(notebook, changes=None, **parameters):
+        output = set_up(**changes or {})
         with pytest.raises(Captured) as caught:
-            run_cells("03_remote_launch", parameters | {"output_dir": str(output)})
-        home, checkpoints = json.loads((output / "run.json").read_text())["homes"][-2:]
+            run_cells(notebook, parameters | {"output_dir": str(output)})
         (sent,) = caught.value.args
         text = json.dumps(sent).replace(sent["TrainingJobName"], "JOB")
-        text = text.replace(checkpoints, "CHECKPOINTS/").replace(home, "HOME/")
-        return json.loads(text), home.removeprefix(f"s3://{BUCKET}/")
+        for home in run_of(output)["homes"]:
+            name = "CHECKPOINTS/" if "/checkpoints/" in home else "HOME/"
+            name = f"UPLOADS/{home.split('/')[-2]}/" if "/uploads/" in home else name
+            text = text.replace(home, name).replace(f'{home.rstrip("/")}"', f'{name}"')
+        return json.loads(text), [
+            h.removeprefix(f"s3://{BUCKET}/") for h in run_of(output)["homes"]
+        ]
 
     return request
 
@@ -92,9 +110,9 @@ def channel(name, uri, **more):
 
 
 def test_the_request_by_default(request_of):
-    sent, _ = request_of(training_image="my/image:1")
-    assert sent.pop("Environment").keys() == {
-        "TENSORBOARD_LOGGING_DIR", "PIP_QUIET", "PIP_DISABLE_PIP_VERSION_CHECK", "GIT_COMMIT"
+    sent, _ = request_of(LESSON)
+    assert sent.pop("Environment").keys() >= {
+        "TENSORBOARD_LOGGING_DIR", "PIP_QUIET", "PIP_DISABLE_PIP_VERSION_CHECK"
     }  # fmt: skip
     definitions = sent["AlgorithmSpecification"].pop("MetricDefinitions")
     assert {d["Name"] for d in definitions} >= {"loss", "eval:loss", "eval:accuracy", "test:f1"}
@@ -110,16 +128,16 @@ def test_the_request_by_default(request_of):
             "ContainerArguments": ["-c", f"chmod +x {start} && {start}"],
         },
         "HyperParameters": {
-            "model_name": "OpenGVLab/VideoMAE2/distill/vit_b_k710_dl_from_giant.pth",
+            "model_name": "owner/some_model",  # of notebook 2, and
+            "learning_rate": "0.0004",
             "epochs": "10",
             "train_batch_size": "4",
             "eval_batch_size": "8",
-            "learning_rate": "5e-05",
-            "horizontal_flip": "true",
+            "freeze": "none",
             "report_to": "tensorboard",
         },
         "InputDataConfig": [
-            channel("train", "HOME/train/"),
+            channel("train", "UPLOADS/train/"),
             channel("code", f"{job}/code", InputMode="File"),
             channel("sm_drivers", f"{job}/sm_drivers", InputMode="File"),
         ],
@@ -127,14 +145,48 @@ def test_the_request_by_default(request_of):
             "InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
-        "EnableManagedSpotTraining": False,
-        "OutputDataConfig": {"S3OutputPath": "HOME/job/output", "CompressionType": "GZIP"},
-        "CheckpointConfig": {"S3Uri": "CHECKPOINTS/job", "LocalPath": "/opt/ml/checkpoints"},
+        "OutputDataConfig": {"S3OutputPath": "HOME/output", "CompressionType": "GZIP"},
+        "CheckpointConfig": {"S3Uri": "CHECKPOINTS/", "LocalPath": "/opt/ml/checkpoints"},
         "TensorBoardOutputConfig": {
-            "S3OutputPath": "HOME/job/tensorboard", "LocalPath": "/opt/ml/output/tensorboard"
+            "S3OutputPath": "HOME/tensorboard", "LocalPath": "/opt/ml/output/tensorboard"
         },
         "Tags": [{"Key": "project", "Value": "video-tutorial"}],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("notebook", [LESSON, GUIDE])
+def test_what_notebook_2_chose_arrives_in_the_job_and_nothing_else_is_mirrored(
+    request_of, notebook
+):
+    choices = CHOICES | {"horizontal_flip": True, "lora_rank": 8}
+    sent, _ = request_of(notebook, {"choices": choices})
+    arrived = sent["HyperParameters"]
+    assert {name: arrived[name] for name in choices} == {
+        "model_name": "owner/some_model", "learning_rate": "0.0004", "horizontal_flip": "true",
+        "lora_rank": "8",
+    }  # fmt: skip
+    sent, _ = request_of(notebook)
+    assert "horizontal_flip" not in sent["HyperParameters"]
+
+
+def test_the_parameters_of_notebook_3_win_over_the_choices_of_notebook_2(request_of):
+    mine = {"epochs": 3, "train_batch_size": 2, "freeze": "backbone", "max_minutes": 5}
+    choices = CHOICES | {"epochs": 7, "freeze": "none"}
+    sent, _ = request_of(LESSON, {"choices": choices}, instance_type="ml.m5.xlarge", **mine)
+    arrived = sent["HyperParameters"]
+    assert (arrived["epochs"], arrived["train_batch_size"], arrived["freeze"]) == (
+        "3", "2", "backbone"
+    )  # fmt: skip
+    assert sent["StoppingCondition"] == {"MaxRuntimeInSeconds": 300}
+    assert sent["ResourceConfig"]["InstanceType"] == "ml.m5.xlarge"
+
+
+@pytest.mark.parametrize("notebook", [LESSON, GUIDE])
+def test_a_model_on_this_disk_becomes_a_channel(request_of, notebook, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    sent, _ = request_of(notebook, {"choices": {"model_name": str(tmp_path)}})
+    assert "model_name" not in sent["HyperParameters"]
+    assert channel("model", "UPLOADS/model/") in sent["InputDataConfig"]
 
 
 def test_the_request_with_everything(request_of, tmp_path):
@@ -146,8 +198,8 @@ def test_the_request_with_everything(request_of, tmp_path):
         "enable_network_isolation": True,
         "enable_inter_container_traffic_encryption": True,
     }
-    sent, home = request_of(
-        training_image="my/image:1", spot=True, instance_count=2, input_mode="FastFile",
+    sent, homes = request_of(
+        GUIDE, spot=True, instance_count=2, input_mode="FastFile",
         instance_type="ml.m5.xlarge", kms_key=KEY, network=network, max_runtime=600, max_wait=900,
         tags={"team": "video", "stage": "test"}, channels={"model": str(tmp_path / "weights")},
         hyperparameters={"epochs": 1, "freeze": "all_but_4"}, job_prefix="video-other",
@@ -165,9 +217,10 @@ def test_the_request_with_everything(request_of, tmp_path):
     modes = {c["ChannelName"]: c.get("InputMode") for c in sent["InputDataConfig"]}
     assert modes == {"train": None, "model": None, "code": "File", "sm_drivers": "File"}
     assert {tag["Key"]: tag["Value"] for tag in sent["Tags"]} == {"team": "video", "stage": "test"}
-    assert sent["HyperParameters"] == {"epochs": "1", "freeze": "all_but_4"}
+    arrived = {"epochs": "1", "freeze": "all_but_4", "learning_rate": "0.0004"}
+    assert sent["HyperParameters"] == arrived
     bucket = boto3.resource("s3").Bucket(BUCKET)
-    uploaded = [item.Object() for item in bucket.objects.filter(Prefix=home)]
+    uploaded = [item.Object() for home in homes for item in bucket.objects.filter(Prefix=home)]
     assert any(item.key.endswith("code/train.py") for item in uploaded)
     assert {item.ssekms_key_id for item in uploaded} == {KEY}  # clips, weights and code
     (start,) = (item for item in uploaded if item.key.endswith("/sm_train.sh"))
@@ -175,7 +228,7 @@ def test_the_request_with_everything(request_of, tmp_path):
 
 
 def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
-    sent, _ = request_of(training_image="my/image:1", kms_key=KEY)
+    sent, _ = request_of(GUIDE, kms_key=KEY)
     assert "VolumeKmsKeyId" not in sent["ResourceConfig"]
     assert sent["OutputDataConfig"]["KmsKeyId"] == KEY
 
@@ -192,106 +245,291 @@ def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
 def test_several_gpus_run_under_torchrun(set_up, instance_type, torchrun):
     output = set_up(dollars_per_hour={instance_type: 5}, quotas={f"{instance_type} for {USE}": 1})
     parameters = {"output_dir": str(output), "instance_type": instance_type}
-    made = run_cells("03_remote_launch", parameters, stop="launch")
-    trainer = made["make_trainer"]("job", 1, {})
-    assert (trainer.distributed is not None) == torchrun
+    made = run_cells(GUIDE, parameters, stop="prepare-request")
+    assert (made["make_trainer"]("job", 1, {}).distributed is not None) == torchrun
+    if torchrun:  # notebook 3 has no place for it
+        with pytest.raises(ValueError, match="several GPUs or machines need distributed=Torchrun"):
+            run_cells(LESSON, parameters, stop="launch")
 
 
-def test_a_warm_pool(request_of, set_up):
+def test_a_warm_pool(request_of):
     quotas = {f"ml.g4dn.xlarge for training {use} usage": 1 for use in ("job", "warm pool")}
-    output = set_up(quotas=quotas)
-    parameters = {"output_dir": str(output), "keep_warm": 600, "training_image": "my/image:1"}
-    with pytest.raises(Captured) as caught:
-        run_cells("03_remote_launch", parameters)
-    assert caught.value.args[0]["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
+    sent, _ = request_of(GUIDE, {"quotas": quotas}, keep_warm=600)
+    assert sent["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
 
 
-def test_clips_in_s3_are_used_where_they_are(request_of, set_up):
-    boto3.client("s3").put_object(Bucket=BUCKET, Key="mine/train/a/1.mp4", Body=b"clip")
-    output = set_up(dataset=f"s3://{BUCKET}/mine")
-    with pytest.raises(Captured) as caught:
-        run_cells("03_remote_launch", {"output_dir": str(output), "training_image": "my/image:1"})
-    uri = caught.value.args[0]["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
+def put(*keys, body=b"clip"):
+    for key in keys:
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=body)
+
+
+def test_clips_in_s3_are_used_where_they_are(request_of):
+    put("mine/train/a/1.mp4")
+    sent, _ = request_of(LESSON, {"dataset": f"s3://{BUCKET}/mine"})
+    uri = sent["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
     assert uri == f"s3://{BUCKET}/mine/"  # with the slash: mine2/ is another data set
 
 
-def test_notebook_2_fetches_clips_from_s3(set_up):
-    for clip in ("train/a/1.mp4", "train/b/2.mp4"):
-        boto3.client("s3").put_object(Bucket=BUCKET, Key=f"theirs/{clip}", Body=b"clip")
-        boto3.client("s3").put_object(Bucket=BUCKET, Key=f"theirs2/{clip}", Body=b"other")
+def test_the_guide_to_your_own_clips_fetches_them_from_s3(set_up):
+    put("theirs/train/a/1.mp4", "theirs/train/b/2.mp4", "theirs2/train/a/1.mp4")
     parameters = {"output_dir": str(set_up()), "dataset": f"s3://{BUCKET}/theirs"}
-    made = run_cells("02_local_smoke_train", parameters, stop="write-header")
+    made = run_cells("how_to/bring_your_own_clips", parameters, stop="try-dataset")
     files = {p.relative_to(made["dataset"]).as_posix() for p in made["dataset"].rglob("*.*")}
     assert files == {"train/a/1.mp4", "train/b/2.mp4"}
     with pytest.raises(FileNotFoundError, match="nothing lies below"):
-        run_cells("02_local_smoke_train", parameters | {"dataset": f"s3://{BUCKET}/no"})
+        run_cells("how_to/bring_your_own_clips", parameters | {"dataset": f"s3://{BUCKET}/no"})
+
+
+# What is uploaded ---------------------------------------------------------------------------------
+def test_what_is_unchanged_is_not_uploaded_again_and_a_changed_clip_is(set_up, tmp_path, capsys):
+    clip = tmp_path / "clips/train/a/1.mp4"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"one")
+    output = set_up(dataset=str(tmp_path / "clips"))
+
+    def uploaded():  # as after a restart of the kernel
+        (train,), _ = launch.upload(account.connect(output))
+        return train.data_source.s3_uri
+
+    first = uploaded()
+    assert uploaded() == first and "unchanged since the last upload" in capsys.readouterr().out
+    clip.write_bytes(b"two")
+    second = uploaded()
+    assert second != first  # a job that runs keeps its clips
+    assert {first, second} <= set(run_of(output)["homes"])
+    key = second.removeprefix(f"s3://{BUCKET}/") + "train/a/1.mp4"
+    assert boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"two"
+    boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
+    assert uploaded() not in (first, second)  # it is not there any more
+
+
+def test_hidden_files_stay_here(set_up, tmp_path):
+    for name in ("train/a/1.mp4", "train/a/.DS_Store", "train/.ipynb_checkpoints/1.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"clip")
+    here = account.connect(set_up(dataset=str(tmp_path)))
+    (train,), _ = launch.upload(here)
+    assert list(launch._objects(here, train.data_source.s3_uri)) == ["train/a/1.mp4"]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"my-clips": "local_mode"}, "channel 'my-clips': ASCII letters"),
+        ({"code": "local_mode"}, "channel 'code'.* not code or sm_drivers"),
+        ({"more": "no/such/folder"}, "channel 'more': there is no folder"),
+    ],
+)
+def test_a_channel_that_cannot_be_is_refused_before_the_upload(set_up, more, message):
+    here = account.connect(set_up())
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch.upload(here, **more)
+    assert here.run["homes"] == []
+
+
+# What is refused before it costs ------------------------------------------------------------------
+@pytest.fixture
+def trainer_of(set_up):
+    """trainer_of(**changes): (here, a request as in notebook 3, with other fields)."""
+
+    def make(run=None, train="mine", machine=None, limits=None, **fields):
+        here = account.connect(set_up(**run or {}))
+        put("mine/train/a/1.mp4", "mine/train/b/2.mp4")
+        uri = train if train.startswith("s3://") else f"s3://{BUCKET}/{train}/"
+        kind = {"s3_data_type": "S3Prefix", "s3_data_distribution_type": "FullyReplicated"}
+        source = S3DataSource(s3_uri=uri, **kind)
+        machine = {"instance_type": "ml.g4dn.xlarge", "instance_count": 1} | (machine or {})
+        limits = {"max_runtime_in_seconds": 3600} | (limits or {})
+        request = {
+            "sagemaker_session": launch.new_run(here).session,
+            "role": here.run["role_arn"],
+            "base_job_name": "video-classification",
+            "training_image": "my/image:1",
+            "source_code": configs.SourceCode(source_dir="../scripts", entry_script="train.py"),
+            "compute": configs.Compute(**machine),
+            "stopping_condition": configs.StoppingCondition(**limits),
+            "hyperparameters": {"epochs": 10},
+            "input_data_config": [configs.InputData(channel_name="train", data_source=source)],
+        }
+        return here, ModelTrainer(**request | fields)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "hyperparameters, message",
+    [
+        ({"a.b": 1}, "hyperparameter a.b='1': .* a dot breaks"),
+        ({"舉手": 1}, "ASCII"),
+        ({"model_name": "it's"}, "an apostrophe would break"),
+        ({"seed": None}, "leave it out"),
+        ({"x": "y" * 2501}, "longer than 2,500 characters"),
+        ({"model_name": "local_mode/tiny_videomae_v2"}, "make it a channel"),
+        ({f"x{i}": i for i in range(101)}, "SageMaker takes 100"),
+    ],
+)
+def test_a_hyperparameter_that_would_not_arrive_is_refused(hyperparameters, message):
+    with pytest.raises(ValueError, match=message):
+        launch.check_hyperparameters(hyperparameters)
+
+
+@pytest.mark.parametrize("name", ["video", "video-2-b", "a" * 48])
+def test_names_of_jobs_that_fit(name):
+    launch.check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name, fits",
+    [
+        ("my videos", "'my-videos'"),
+        ("video_clips", "'video-clips'"),  # the SDK would change it, in silence
+        ("-video", "'video'"),
+        ("舉手", "'video-classification'"),
+        ("a" * 49, f"'{'a' * 48}'"),  # the time at the end would be cut off
+    ],
+)
+def test_names_of_jobs_that_sagemaker_changes_or_refuses(name, fits):
+    with pytest.raises(ValueError, match=f"base_job_name .*{fits}"):
+        launch.check_name(name)
+
+
+@pytest.mark.parametrize(
+    "changes, most, message",
+    [
+        ({"hyperparameters": {"a.b": 1}}, 5, "a dot breaks"),
+        ({"base_job_name": "my videos"}, 5, "base_job_name 'my videos'"),
+        ({"training_input_mode": "Fastfile"}, 5, "input_mode is 'Fastfile'"),
+        ({"machine": {"enable_managed_spot_training": True, "keep_alive_period_in_seconds": 60}},
+         5, "exclude each other"),
+        ({"machine": {"enable_managed_spot_training": True},
+          "limits": {"max_wait_time_in_seconds": 60}}, 5, "max_wait is 60: it must be max_runtime"),
+        ({}, 0.5, "At most [$]0.74 is above max_cost_usd = 0.5"),
+        ({"machine": {"instance_count": 2}}, 5, "distributed=Torchrun"),
+        ({"machine": {"instance_type": "ml.g5.xlarge"}}, 5, "'ml.g5.xlarge for training job usage' "
+         "is below 1"),
+        ({"machine": {"instance_type": "ml.p3.2xlarge"}}, 5, "V100 and K80"),
+        ({"machine": {"keep_alive_period_in_seconds": 60}}, 5, "warm pool usage' is below 1"),
+        ({"run": {"dollars_per_hour": {"ml.m5.large": 0.1}}}, 5, "No price of ml.g4dn.xlarge"),
+        ({"run": {"dollars_per_hour": {}}}, 5, "how_to/train_for_less.ipynb"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_is_refused_before_it_costs(trainer_of, changes, most, message):
+    here, trainer = trainer_of(**changes)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        launch.check(here, trainer, most)
 
 
 @pytest.mark.parametrize(
     "parameters, message",
     [
-        ({"hyperparameters": {"a.b": 1}}, "hyperparameter a.b='1': .* a dot breaks"),
-        ({"hyperparameters": {"舉手": 1}}, "ASCII"),
-        ({"hyperparameters": {"model_name": "it's"}}, "an apostrophe would break"),
-        ({"hyperparameters": {"seed": None}}, "leave it out"),
-        ({"hyperparameters": {"x": "y" * 2501}}, "longer than 2,500 characters"),
-        ({"hyperparameters": {"model_name": "local_mode/tiny_videomae_v2"}}, "make it a channel"),
-        ({"hyperparameters": {f"x{i}": i for i in range(101)}}, "SageMaker takes 100"),
-        ({"channels": {"my-clips": "local_mode"}}, "channel 'my-clips': ASCII letters"),
-        ({"channels": {"code": "local_mode"}}, "channel 'code'.* not code or sm_drivers"),
-        ({"channels": {"more": "no/such/folder"}}, "channel 'more': there is no folder"),
-        ({"channels": {"more": f"s3://{BUCKET}/nothing"}}, "channel 'more': nothing lies below"),
-        ({"input_mode": "Fastfile"}, "input_mode is 'Fastfile'"),
-        ({"spot": True, "keep_warm": 60}, "exclude each other"),
-        ({"spot": True, "max_wait": 60}, "max_wait is 60: it must be max_runtime, 3600"),
-        ({"max_cost_usd": 0.5}, "above max_cost_usd = 0.5"),
         ({"compare_nodes": [3]}, "train_batch_size 4 has no 3 equal parts"),
         ({"compare_nodes": [4]}, "usage' is below 4"),
         ({"instance_count": 3}, "quota 'ml.g4dn.xlarge for training job usage' is below 3"),
-        ({"instance_type": "ml.g5.xlarge"}, "request_quota"),
-        ({"keep_warm": 60}, "quota 'ml.g4dn.xlarge for training warm pool usage' is below 1"),
-        (
-            {"training_image": "huggingface", "instance_type": "ml.m5.xlarge"},
-            "no huggingface image",
-        ),
+        ({"channels": {"more": f"s3://{BUCKET}/nothing"}}, "channel 'more': nothing lies below"),
     ],
 )
-def test_what_would_fail_is_refused_before_it_costs(set_up, parameters, message):
-    output = set_up()
+def test_the_guide_refuses_too(set_up, parameters, message):
     with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=message):
-        run_cells("03_remote_launch", parameters | {"output_dir": str(output)}, stop="launch")
+        run_cells(GUIDE, parameters | {"output_dir": str(set_up())}, stop="prepare-request")
 
 
-def test_an_instance_without_a_price_is_refused(set_up):
-    output = set_up(dollars_per_hour={"ml.m5.large": 0.1})
-    with pytest.raises(RuntimeError, match="No price of ml.g4dn.xlarge: run 01_setup with fetch"):
-        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+@pytest.mark.parametrize(
+    "keys, address, message",
+    [
+        (["empty/"], "empty", "nothing lies below s3://.*/empty/ but 2 empty objects"),
+        ([], "nowhere", "nothing lies below s3://.*/nowhere/$"),
+        (["deep/train/a/1.mp4"], "deep/train", "too deep; this one fits: s3://[^/]+/deep/$"),
+        (["deep/train/a/1.mp4"], "deep/train/a", "too deep; this one fits: s3://[^/]+/deep/$"),
+        (["high/set/train/a/1.mp4"], "high", "holds set/train/a/1.mp4. The address is too high; "
+         "this one fits: s3://[^/]+/high/set/$"),
+        (["flat/train/1.mp4"], "flat", "Put each clip into the folder of its label"),
+        (["other/a/1.mp4"], "other", "holds a/1.mp4. Put the clips into such folders"),
+        (["text/train/a/notes.txt"], "text", "must hold train/<label>/<clip>, and holds train/a/"),
+        ([], f"s3://{BUCKET}", "is the whole bucket"),
+        ([], f"s3://{BUCKET}/", "is the whole bucket"),
+    ],
+)  # fmt: skip
+def test_an_address_that_the_job_could_not_use_is_refused(trainer_of, keys, address, message):
+    put("empty/train/", body=b"")
+    put(*[key for key in keys if not key.endswith("/")])
+    put("empty/", body=b"")
+    here, trainer = trainer_of(train=address)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch.check(here, trainer, 5)
 
 
-def test_a_region_without_prices_says_how_to_get_them(set_up):
-    output = set_up(dollars_per_hour={})
-    with pytest.raises(RuntimeError, match="run 01_setup with fetch_prices = True"):
-        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+def test_archives_tables_and_the_layouts_of_other_scripts_pass(trainer_of):
+    put("packed/clips.zip", "listed/metadata.csv", "listed/1.mp4", "davis/JPEGImages/480p/a/1.jpg")
+    for train in ("packed", "listed"):
+        here, trainer = trainer_of(train=train)
+        launch.check(here, trainer, 5)
+    code = configs.SourceCode(source_dir="../scripts", entry_script="train_segmentation.py")
+    here, trainer = trainer_of(train="davis", source_code=code)
+    launch.check(here, trainer, 5)
+
+
+def test_clips_that_do_not_fit_the_disk_are_refused(trainer_of, monkeypatch):
+    here, trainer = trainer_of()
+    sizes = {"train/a/1.mp4": 60e9, "train/b/2.mp4": 51e9}
+    monkeypatch.setattr(launch, "_objects", lambda here, uri: sizes)
+    with pytest.raises(
+        ValueError, match="111 GB.* 15 more, and the disk of ml.g4dn.xlarge has 125"
+    ):
+        launch.check(here, trainer, 5)
+    sizes["train/b/2.mp4"] = 49e9
+    launch.check(here, trainer, 5)
+    here, trainer = trainer_of(machine={"instance_type": "ml.m5.xlarge", "volume_size_in_gb": 50})
+    with pytest.raises(ValueError, match="Raise volume_size_in_gb"):
+        launch.check(here, trainer, 5)
+    trainer.training_input_mode = "FastFile"
+    launch.check(here, trainer, 5)
+
+
+def test_the_expected_minutes_follow_from_clips_model_and_machine(trainer_of, capsys):
+    clips = {"train": 320, "validation": 100, "test": 100}
+
+    def minutes(**changes):
+        here, trainer = trainer_of(run={"gflop": 357}, **changes)
+        return launch.expected_minutes(here, trainer, clips)
+
+    # 65 TFLOP/s, of which 35 % are reached; 357 GFLOP forward, 3 times that to train.
+    rate = 0.35 * 65e3 / 357
+    passes = 10 * (3 * 320 + 100) + 100 + 100
+    assert minutes() == pytest.approx(launch.START_MINUTES + passes / rate / 60)
+    passes = 10 * (320 + 100) + 100 + 100
+    frozen = minutes(hyperparameters={"epochs": 10, "freeze": "backbone"})
+    assert frozen == pytest.approx(launch.START_MINUTES + passes / rate / 60)
+    assert minutes(machine={"instance_type": "ml.unknown"}) is None
+    here, trainer = trainer_of(run={"gflop": 357, "clip_counts": {"train": 320}})
+    launch.check(here, trainer, 5)  # counts what lies in S3: two clips
+    shown = capsys.readouterr().out
+    assert "expected: 7 minutes, $0.09" in shown and "7 minutes assumed" in shown
+    assert "for 10 epochs" in shown
+
+
+def test_a_job_that_cannot_be_ready_in_time_is_refused_with_the_remedy(trainer_of):
+    slow = {"machine": {"instance_type": "ml.m5.xlarge"}, "limits": {"max_runtime_in_seconds": 900}}
+    here, trainer = trainer_of(run={"gflop": 35700}, **slow)
+    with pytest.raises(RuntimeError, match="Expected are .* minutes, .* after 15.* max_minutes to"):
+        launch.check(here, trainer, 5)
 
 
 def test_a_run_file_of_an_earlier_version_is_named_before_anything_starts(set_up):
     output = set_up()
-    run = json.loads((output / "run.json").read_text())
+    run = run_of(output)
     del run["jobs"]
     (output / "run.json").write_text(json.dumps(run))
     with pytest.raises(RuntimeError, match="run.json has no jobs: run 01_setup.ipynb first"):
-        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+        run_cells(LESSON, {"output_dir": str(output)}, stop="launch")
 
 
 def test_notebook_3_before_notebook_2_says_so(set_up):
-    output = set_up(dataset=None)  # as notebook 1 leaves it
     with pytest.raises(RuntimeError, match="no dataset: run 02_local_smoke_train.ipynb first"):
-        run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+        run_cells(LESSON, {"output_dir": str(set_up(dataset=None))}, stop="launch")
 
 
 def test_unreadable_quotas_are_no_obstacle(set_up, capsys):
-    output = set_up(quotas=None)
-    run_cells("03_remote_launch", {"output_dir": str(output)}, stop="launch")
+    run_cells(LESSON, {"output_dir": str(set_up(quotas=None))}, stop="launch")
     assert "ml.g4dn.xlarge for training job usage: not known" in capsys.readouterr().out
 
 
@@ -308,120 +546,210 @@ ODD = {
 }
 
 
-def test_values_that_pass_the_check_arrive(set_up, tmp_path):
+# The job ------------------------------------------------------------------------------------------
+@pytest.fixture
+def launched(set_up, tmp_path):
+    """launched(code): notebook 3 up to its launch, and a job that runs this train.py instead."""
+
+    def start(code, hyperparameters=None):
+        (tmp_path / "train.py").write_text(code)
+        (tmp_path / "requirements.txt").write_text("")
+        output = set_up()
+        made = run_cells(LESSON, {"output_dir": str(output)}, stop="launch")
+        trainer = made["trainer"]
+        trainer.source_code = configs.SourceCode(
+            source_dir=str(tmp_path), entry_script="train.py", requirements="requirements.txt"
+        )
+        if hyperparameters:
+            launch.check_hyperparameters(hyperparameters)
+            trainer.hyperparameters = hyperparameters
+        return output, made["here"], launch.start(made["here"], trainer)
+
+    return start
+
+
+@pytest.mark.long
+def test_values_that_pass_the_check_arrive(launched, endpoint):
     """Through the SDK's own start script, in a real job."""
-    (tmp_path / "train.py").write_text(
+    _, here, job = launched(
         "import json, os, sys\n"
-        "json.dump(sys.argv[1:], open(os.environ['SM_MODEL_DIR'] + '/argv.json', 'w'))\n"
+        "json.dump(sys.argv[1:], open(os.environ['SM_MODEL_DIR'] + '/argv.json', 'w'))\n",
+        ODD,
     )
-    made = run_cells(
-        "03_remote_launch",
-        {"output_dir": str(set_up()), "hyperparameters": ODD, "training_image": "my/image:1"},
-        stop="launch",
-    )
-    made["code"] = made["configs"].SourceCode(source_dir=str(tmp_path), entry_script="train.py")
-    trainer = made["make_trainer"]("odd", 1, ODD)
-    trainer.train(wait=True, logs=False)
-    job = trainer._latest_training_job.training_job_name
-    folder = aws.status(int(made["endpoint_url"].rpartition(":")[2]))["folder"]
+    launch.follow(here, job)
+    folder = aws.status(int(endpoint.rpartition(":")[2]))["folder"]
     argv = json.load(open(f"{folder}/jobs/{job}/127.0.0.1/model/argv.json"))
     arrived = dict(zip(argv[::2], argv[1::2], strict=True))
     expected = {f"--{name}": v if isinstance(v, str) else json.dumps(v) for name, v in ODD.items()}
     assert arrived == expected
 
 
-# Stopping and cleaning up -------------------------------------------------------------------------
+def test_a_job_is_followed_and_taken_up_again_by_its_name(launched, capsys, monkeypatch):
+    output, here, job = launched("print('step 1', flush=True)\nprint('step 2')")
+    assert run_of(output)["jobs"] == [f"training-job/{job}"]
+    assert run_of(output)["training_job_name"] == job
+    launch.follow(here, job)
+    first = capsys.readouterr().out
+    assert "step 1" in first and "step 2" in first and "Training" in first
+    assert "resourceconfig.json" not in first  # of the SDK's start script
+
+    # Another day: the same notebook with the job's name. Nothing is uploaded, nothing is launched.
+    before, sent, call = run_of(output), [], BaseClient._make_api_call
+
+    def listen(client, operation, parameters):
+        sent.append(operation)
+        return call(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", listen)
+    made = run_cells(LESSON, {"output_dir": str(output), "job_name": job})
+    assert not {"CreateTrainingJob", "PutObject", "CreateMultipartUpload"} & set(sent)
+    assert run_of(output) == before
+    again = capsys.readouterr().out
+    assert "nothing new is started" in again and "step 2" in again
+    assert made["described"]["TrainingJobStatus"] == "Completed"
+    assert f"{job}: Completed" in again and "1 x ml.g4dn.xlarge, $0.736 an hour" in again
+
+
+def test_a_job_that_does_not_exist_is_named_with_those_that_do(set_up):
+    here = account.connect(set_up(jobs=["training-job/video-1", "processing-job/video-2"]))
+    with pytest.raises(RuntimeError, match="no training job 'video-9' .* knows: video-1[.]"):
+        launch.start(here, None, "video-9")
+
+
+def test_another_kind_of_job_leaves_the_classifier_alone(set_up):
+    here = account.connect(set_up(training_job_name="video-mine"))
+    job = SimpleNamespace(training_job_name="video-other")
+    trainer = SimpleNamespace(train=lambda **_: None, _latest_training_job=job)
+    assert launch.start(here, trainer, kind="segmentation") == "video-other"
+    assert here.run["training_job_name"] == "video-mine"
+    assert here.run["segmentation_job_name"] == "video-other"
+    assert here.run["jobs"] == ["training-job/video-other"]
+
+
+def test_a_job_that_fails_says_why_and_what_to_do(launched):
+    code = (  # as train.py ends
+        "import os, sys\n"
+        "with open(os.environ['SM_OUTPUT_DIR'] + '/failure', 'w') as file:\n"
+        "    file.write('OutOfMemoryError: CUDA out of memory')\n"
+        "sys.exit(1)"
+    )
+    _, here, job = launched(code)
+    with pytest.raises(RuntimeError) as caught:
+        launch.follow(here, job)
+    reason, remedy = str(caught.value).split("\n")
+    assert reason == "OutOfMemoryError: CUDA out of memory, exit code: 1"
+    assert "half of train_batch_size" in remedy and remedy.endswith("troubleshooting.md")
+
+
+@pytest.mark.parametrize(
+    "reason, said, remedy",
+    [
+        ("AlgorithmError: ValueError: 3 of 9 clips cannot be read: a.mp4, exit code: 1",
+         "ValueError: 3 of 9 clips cannot be read", "run prepare_clips.py"),
+        ("AlgorithmError: , exit code: 1", "The script gave no reason, exit code: 1", "the log"),
+        ("AlgorithmError: , exit code: 137", "The script gave no reason", "memory was full"),
+        ("AlgorithmError: OutOfMemoryError: CUDA out of memory, exit code: 1", "OutOfMemoryError",
+         "half of train_batch_size"),
+        ("CapacityError: Unable to provision requested ML compute capacity.", "CapacityError",
+         "another instance_type"),
+        ("ClientError: Data download failed: AccessDenied", "ClientError", "execution role"),
+    ],
+)  # fmt: skip
+def test_the_reason_comes_first_and_then_the_remedy(reason, said, remedy):
+    first, second = launch.explain(reason).split("\n")
+    assert first.startswith(said) and remedy in second
+
+
+def test_every_remedy_stands_in_the_table():
+    table = (ROOT / "notebooks/troubleshooting.md").read_text().lower()
+    for pattern, _ in launch.REMEDIES:
+        assert pattern.split("|")[0].lower() in table, pattern
+
+
+def test_an_interrupt_ends_the_waiting_and_not_the_job(launched, monkeypatch, capsys):
+    output, here, job = launched("import time\ntime.sleep(600)")
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt, match=f"goes on.*'{job}'.*launch.stop"):
+            launch.follow(here, job)
+    client = boto3.client("sagemaker")
+    assert client.describe_training_job(TrainingJobName=job)["TrainingJobStatus"] == "InProgress"
+    # A record that was deleted by hand must not shield the others.
+    here.run["jobs"].append("training-job/video-deleted-by-hand")
+    launch.stop(here)
+    status = client.describe_training_job(TrainingJobName=job)["TrainingJobStatus"]
+    assert status in ("Stopping", "Stopped") and f"{job} {status}" in capsys.readouterr().out
+    launch.follow(here, job)
+    assert "Stopped by you" in capsys.readouterr().out
+
+
+# Cleaning up --------------------------------------------------------------------------------------
 @pytest.fixture
-def launched(set_up, tmp_path):
-    """launched(code): notebook 3 up to its launch, for a train.py with that code, and the job."""
+def cleaned(monkeypatch):
+    """cleaned(output): what notebook 6 says is left; the embedded account stays for other tests."""
+    monkeypatch.setattr(aws, "disconnect", lambda endpoint_url: None)
 
-    def start(code, **parameters):
-        (tmp_path / "train.py").write_text(code)
-        output = set_up()
-        parameters |= {"output_dir": str(output), "training_image": "my/image:1"}
-        made = run_cells("03_remote_launch", parameters, stop="launch")
-        made["code"] = made["configs"].SourceCode(source_dir=str(tmp_path), entry_script="train.py")
-        source = next(c.source for c in notebook_cells("03_remote_launch") if c.id == "launch")
-        exec(source.partition("\n\n\njob = ")[0], made)  # what the cell defines, not its launch
-        return output, made, made["launch"](made["make_trainer"]("job", 1, {}))
+    def clean(output):
+        here = clean_up.connect(output)
+        try:
+            clean_up.delete(here, confirm=True)
+        except RuntimeError as error:
+            return str(error)
 
-    return start
-
-
-def cell(name, cell_id, variables):
-    source = next(c.source for c in notebook_cells(name) if c.id == cell_id)
-    exec(compile(source, f"{name}:{cell_id}", "exec"), variables)
-
-
-def cleaned(output):
-    """The variables of notebook 6 after all but its last cell, which would end the account."""
-    parameters = {"output_dir": str(output), "confirm_delete": True}
-    return run_cells("06_clean_up", parameters, stop="disconnect")
+    return clean
 
 
 def jobs_and_objects():
     client, bucket = boto3.client("sagemaker"), boto3.resource("s3").Bucket(BUCKET)
-    kept = {item.key for item in bucket.objects.all()} - {"mine/train/a/1.mp4"}
     jobs = client.list_training_jobs()["TrainingJobSummaries"]
-    return {job["TrainingJobName"] for job in jobs}, kept
+    return {job["TrainingJobName"] for job in jobs}, {item.key for item in bucket.objects.all()}
 
 
-def test_a_job_is_written_down_before_it_ends_and_can_be_stopped(launched):
-    output, made, job = launched("import time\ntime.sleep(600)")
-    name = job.training_job_name
-    assert json.loads((output / "run.json").read_text())["jobs"] == [f"training-job/{name}"]
-    made["run"]["jobs"].append("training-job/video-deleted-by-hand")  # must not shield the other
-    cell("03_remote_launch", "stop", made)  # with none of section 6, as after an interruption
-    described = made["sagemaker"].describe_training_job(TrainingJobName=name)
-    assert described["TrainingJobStatus"] in ("Stopping", "Stopped")
-
-
-def test_clean_up_ends_what_runs_and_leaves_the_account_as_it_was(launched):
+@pytest.mark.long
+def test_clean_up_ends_what_runs_and_leaves_the_account_as_it_was(launched, cleaned):
+    put("mine/train/a/1.mp4")
     before = jobs_and_objects()
-    output, _, job = launched("import time\ntime.sleep(600)")
+    output, here, job = launched("import time\ntime.sleep(600)")
     during = jobs_and_objects()
-    assert job.training_job_name in during[0] and during[1] > before[1]
-    made = cleaned(output)
-    run = json.loads((output / "run.json").read_text())
-    assert run["jobs"] == run["homes"] == [] and jobs_and_objects() == before
+    assert job in during[0] and during[1] > before[1]
     # The bucket holds clips that notebook 3 did not bring: it stays, and stays on the list.
-    assert run["created"] == [f"bucket/{BUCKET}"]
-    assert made["left"] == {f"bucket/{BUCKET}": "something else lies in it"}
+    assert f"bucket/{BUCKET}" in cleaned(output)
+    run = run_of(output)
+    assert run["jobs"] == run["homes"] == [] and jobs_and_objects() == before
+    assert run["created"] == [f"bucket/{BUCKET}"] and not run.get("uploads")
     iam = boto3.client("iam")  # the role is gone; the tests after this one need it
     trust = json.dumps({"Version": "2012-10-17", "Statement": []})
     iam.create_role(RoleName="SageMaker-Video-ExecutionRole", AssumeRolePolicyDocument=trust)
 
 
+@pytest.mark.long
+def test_clean_up_after_a_failed_launch(launched, cleaned):
+    output, here, job = launched("raise SystemExit(1)")
+    with pytest.raises(RuntimeError, match="exit code: 1"):
+        launch.follow(here, job)
+    here.remember(created=[])
+    with pytest.raises(RuntimeError, match="exit code: 1\n.*06_clean_up.ipynb"):
+        run_cells("04_results", {"output_dir": str(output)})
+    assert cleaned(output) is None and not (output / "run.json").exists()
+
+
 def test_without_confirmation_nothing_is_deleted(set_up, capsys):
     home = f"s3://{BUCKET}/video-tutorial/kept/"
-    boto3.client("s3").put_object(Bucket=BUCKET, Key="video-tutorial/kept/a", Body=b"a")
+    put("video-tutorial/kept/a")
     output, before = set_up(homes=[home]), jobs_and_objects()
     run = (output / "run.json").read_text()
     run_cells("06_clean_up", {"output_dir": str(output)})
     assert jobs_and_objects() == before and (output / "run.json").read_text() == run
-    shown = capsys.readouterr().out
-    assert "video-tutorial/kept/ 1 objects, 0.0 MB" in shown and "nothing deleted" in shown
-    assert cleaned(set_up(homes=[home], created=[]))["left"] == {}
+    assert "Nothing is deleted" in capsys.readouterr().out
 
 
-def test_clean_up_after_a_failed_launch(launched):
-    output, _, job = launched("raise SystemExit(1)")
-    with pytest.raises(Exception, match="exit code: 1"):
-        job.wait(poll=1)
-    (output / "run.json").write_text(
-        json.dumps(json.loads((output / "run.json").read_text()) | {"created": []})
-    )
-    with pytest.raises(RuntimeError, match="run.json has no training_job_name"):
-        run_cells("04_results", {"output_dir": str(output)}, stop="unpack")
-    failed = {"output_dir": str(output), "job_name": job.training_job_name}
-    with pytest.raises(RuntimeError, match="exit code: 1\nTo clean up .* 06_clean_up.ipynb"):
-        run_cells("04_results", failed, stop="unpack")
-    assert cleaned(output)["left"] == {}
-
-
-def test_what_s3_refuses_stays_on_the_list(set_up, monkeypatch):
+def test_what_s3_refuses_stays_on_the_list(set_up, cleaned, monkeypatch):
     home = f"s3://{BUCKET}/video-tutorial/refused/"
-    boto3.client("s3").put_object(Bucket=BUCKET, Key="video-tutorial/refused/a", Body=b"a")
+    put("video-tutorial/refused/a")
     output, call = set_up(homes=[home], created=[]), BaseClient._make_api_call
 
     def refuse(client, operation, parameters):
@@ -431,47 +759,45 @@ def test_what_s3_refuses_stays_on_the_list(set_up, monkeypatch):
         return call(client, operation, parameters)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", refuse)
-    assert cleaned(output)["left"] == {home: "1 objects: AccessDenied"}
-    assert json.loads((output / "run.json").read_text())["homes"] == [home]
+    assert "AccessDenied" in cleaned(output)
+    assert run_of(output)["homes"] == [home]
 
 
-def test_clean_up_touches_the_bucket_that_it_made_and_no_other(set_up):
+def test_clean_up_touches_the_bucket_that_it_made_and_no_other(set_up, cleaned):
     s3 = boto3.client("s3")
     for name in ("made-by-the-series", "of-the-reader"):
         s3.create_bucket(Bucket=name)
     s3.put_object(Bucket="made-by-the-series", Key="video-tutorial/1/a", Body=b"a")
     homes = ["s3://made-by-the-series/video-tutorial/1/"]
     changes = {"bucket": "of-the-reader", "created": ["bucket/made-by-the-series"]}
-    assert cleaned(set_up(homes=homes, **changes))["left"] == {}
+    assert cleaned(set_up(homes=homes, **changes)) is None
     left = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     assert "of-the-reader" in left and "made-by-the-series" not in left
 
 
-def test_what_aws_holds_is_not_forgotten_with_another_region(account, tmp_path):
+# Notebook 1 ---------------------------------------------------------------------------------------
+def test_what_aws_holds_is_not_forgotten_with_another_region(endpoint, tmp_path):
     run = {"region": "eu-west-1", "account": ACCOUNT, "endpoint_url": None}
     run |= {"created": ["bucket/x"], "homes": [], "jobs": []}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    parameters = {"endpoint_url": account, "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError, match="eu-west-1 of another Region or account"):
-        run_cells("01_setup", parameters, stop="role-policy")
-    assert json.loads((tmp_path / "run.json").read_text()) == run
+        account.begin(tmp_path, endpoint)
+    assert run_of(tmp_path) == run
 
 
-def test_the_role_has_one_kind_of_permissions_at_a_time(account, tmp_path):
-    parameters = {"endpoint_url": account, "create_role": True, "role_name": "video-other"}
-    parameters["output_dir"] = str(tmp_path)
+def test_the_role_has_one_kind_of_permissions_at_a_time(endpoint, tmp_path):
+    here = account.begin(tmp_path, endpoint)
     role = boto3.resource("iam").Role("video-other")
     for full in (True, False, True):
-        run_cells("01_setup", parameters | {"full_access": full}, stop="bucket")
+        account.execution_role(here, "video-other", create=True, full_access=full)
         assert [p.name for p in role.policies.all()] == ([] if full else ["video-tutorial"])
         assert len(list(role.attached_policies.all())) == full
 
 
-def test_fetched_prices_add_up_and_win_over_the_table(account, tmp_path):
-    run = {"region": "us-east-1", "account": ACCOUNT, "endpoint_url": account}
-    run["fetched_prices"] = {"ml.x": [3.0, "2026-11-01"], "ml.m5.large": [9.0, "2026-11-01"]}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    parameters = {"endpoint_url": account, "create_role": True, "output_dir": str(tmp_path)}
-    prices = run_cells("01_setup", parameters)["run"]["dollars_per_hour"]
+def test_fetched_prices_add_up_and_win_over_the_table(endpoint, tmp_path):
+    here = account.begin(tmp_path, endpoint)
+    here.remember(fetched_prices={"ml.x": [3.0, "2026-11-01"], "ml.m5.large": [9.0, "2026-11-01"]})
+    account.instances(here, ["ml.g4dn.xlarge"])
+    prices = here.run["dollars_per_hour"]
     assert prices["ml.x"] == 3.0 and prices["ml.m5.large"] == 9.0
     assert 0 < prices["ml.g4dn.xlarge"] < 1  # of the table

@@ -1,8 +1,8 @@
 """The policies in notebooks/aws/ are enough for the series, and for nothing more.
 
-What is checked: notebooks 1, 3 and 4 run on an embedded AWS that enforces IAM
-(local_mode/permissions.py), the cells as a user with caller_policy.json, the training job as a role
-with trust_policy.json and execution_policy.json. Every request is judged by action, resource ARN
+What is checked: the notebooks that use AWS run on an embedded AWS that enforces IAM
+(local_mode/permissions.py), the cells as a user with caller_policy.json, the jobs as a role with
+trust_policy.json and execution_policy.json. Every request is judged by action, resource ARN
 and conditions, and refused if no statement allows it; so are the forbidden ones below.
 
 What is not: AWS's own evaluation, and requests that only AWS makes (pulling the image, metrics).
@@ -114,11 +114,11 @@ def statements(name, without=None):
     return [s for s in policy(name)["Statement"] if s["Sid"] != without]
 
 
-def run(notebook, parameters):
-    """Executes a notebook's code cells with those of the parameters that it has."""
+def run(notebook, parameters, stop=None):
+    """Executes a notebook's code cells, up to `stop`, with those of the parameters it has."""
     (known,) = (cell.source for cell in notebook_cells(notebook) if cell.id == "parameters")
     names = {target.id for node in ast.parse(known).body for target in node.targets}
-    return run_cells(notebook, {k: v for k, v in parameters.items() if k in names})
+    return run_cells(notebook, {k: v for k, v in parameters.items() if k in names}, stop)
 
 
 def install_role(iam):
@@ -200,14 +200,17 @@ def belongings(session):
 
 @pytest.fixture(scope="module")
 def series(account, clips_folder, tmp_path_factory):
-    """Notebooks 1, 3, 4 and 6 under the policies: {policy: [(action, resource, context), ...]}."""
+    """The notebooks under the policies: {policy: [(action, resource, context), ...]}."""
     output, url = tmp_path_factory.mktemp("series"), os.environ["AWS_ENDPOINT_URL"]
     embedded = yaml.safe_load((NOTEBOOKS / "local_mode/parameters.yaml").read_text())
-    parameters = embedded | {"endpoint_url": url, "output_dir": str(output)}
-    parameters |= {"baseline_frames": [0], "baseline_clips": 4, "compare_nodes": []}
-    parameters |= {"views_clips": 1, "saliency_clips": 1}
-    parameters |= {"request_quota": 3, "prepare_instances": 2, "deploy": True, "transform": True}
-    parameters["hyperparameters"] = embedded["hyperparameters"] | {"epochs": 1}
+    parameters = embedded | {"endpoint_url": url, "output_dir": str(output), "compare_nodes": []}
+    parameters |= {"epochs": 1, "prepare_instances": 2, "deploy": True, "transform": True}
+    parameters["hyperparameters"] = {
+        "epochs": 1,
+        "train_batch_size": 16,
+        "report_to": "tensorboard",
+    }
+    choices = {"model_name": "local_mode/tiny_videomae_v2", "learning_rate": 4e-4}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(NOTEBOOKS)
         patch.setenv("MPLBACKEND", "agg")
@@ -219,11 +222,14 @@ def series(account, clips_folder, tmp_path_factory):
         run("01_setup", parameters)
         install_role(account.admin.client("iam"))
         run_file = output / "run.json"
-        handed_over = json.loads(run_file.read_text()) | {"dataset": str(clips_folder)}
-        run_file.write_text(json.dumps(handed_over))
-        job = run("03_remote_launch", parameters)["job"]
+        handed_over = {"dataset": str(clips_folder), "choices": choices}  # by notebook 2
+        run_file.write_text(json.dumps(json.loads(run_file.read_text()) | handed_over))
+        job = run("03_remote_launch", parameters)["described"]
+        run("how_to/train_on_many_machines", parameters)
         between = belongings(account.admin)
         run("04_results", parameters)
+        run("how_to/judge_a_model", parameters, stop="agreement")  # what asks CloudWatch
+        run("how_to/deploy", parameters)
         run("06_clean_up", parameters)
         after = belongings(account.admin)
     assert job["TrainingJobStatus"] == "Completed"
@@ -243,6 +249,7 @@ def series(account, clips_folder, tmp_path_factory):
 
 
 # The series passes --------------------------------------------------------------------------------
+@pytest.mark.long
 def test_the_series_runs_under_the_policies(series):
     """The fixture asserts that nothing was refused; here, that caller and job did act."""
     assert {"sagemaker:CreateTrainingJob", "iam:PassRole", "s3:DeleteObjectVersion"} <= {
@@ -256,6 +263,7 @@ def test_the_series_runs_under_the_policies(series):
     }
 
 
+@pytest.mark.long
 def test_the_account_is_as_empty_after_as_before(series):
     before, between, after = series["belongings"]
     first = ("buckets", "roles", "training jobs", "processing jobs", "log streams")
@@ -271,6 +279,7 @@ def test_what_only_aws_does_is_allowed_too(name):
         assert is_allowed(statements(name), action, resource, context), action
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "sid"),
     [(name, s["Sid"]) for name in NOT_MADE_HERE for s in policy(name)["Statement"]],
@@ -282,6 +291,7 @@ def test_no_statement_is_superfluous(series, name, sid):
     assert not all(is_allowed(rest, *request) for request in series[name] + NOT_MADE_HERE[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NOT_MADE_HERE)
 def test_no_action_is_superfluous(series, name):
     allowed = set()
@@ -294,8 +304,11 @@ def test_no_action_is_superfluous(series, name):
 
 # All else is refused ------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def sessions(account, series):
-    """{who: boto3 session}, in an account where the others have a bucket, a role and a job."""
+def sessions(account):
+    """{who: boto3 session}, in an account where the others have a bucket, a role and a job.
+
+    The tests of the series come before, because they compare the account with an empty one.
+    """
     s3, iam = account.admin.client("s3"), account.admin.client("iam")
     install_role(iam)
     iam.create_role(RoleName="Admins", AssumeRolePolicyDocument=json.dumps(policy("trust_policy")))

@@ -7,8 +7,8 @@ import re
 import boto3
 import pytest
 from botocore.stub import Stubber
-from cells import run_cell
 from conftest import ROOT
+from tutorial import account
 
 TABLE = json.loads((ROOT / "notebooks" / "aws" / "prices.json").read_text())
 
@@ -84,8 +84,7 @@ def price_list():
                 answer = {"FormatVersion": "aws_v1", "PriceList": products}
                 answer |= {"NextToken": str(number)} if number < len(pages) else {}
                 stub.add_response("get_products", answer, asked)
-            cell = run_cell("01_setup", "price-api", json=json)
-            return cell["training_price"]("ml.g6.xlarge", "ap-northeast-1", client)
+            return account.training_price("ml.g6.xlarge", "ap-northeast-1", client)
 
     return price
 
@@ -101,3 +100,44 @@ def test_the_price_is_that_of_training_on_demand(price_list):
 def test_an_instance_without_a_price_is_an_error_that_names_it(price_list):
     with pytest.raises(LookupError, match="ml.g6.xlarge in ap-northeast-1"):
         price_list([])
+
+
+@pytest.fixture
+def here(tmp_path):
+    run = {"region": "us-east-1", "fetched_prices": {"ml.p5.48xlarge": [63.296, "2026-11-01"]}}
+    return account.Account(tmp_path, run, boto3.Session(region_name="us-east-1"))
+
+
+def test_a_fetched_price_is_remembered_and_wins_over_the_table(here, monkeypatch):
+    monkeypatch.setattr(account, "training_price", lambda name, region, client: 0.5)
+    before = account.prices(here)["ml.g5.xlarge"]
+    assert account.fetch_price(here, "ml.g5.xlarge") == 0.5 != before[0]
+    again = account.Account(here.output, json.loads((here.output / "run.json").read_text()))
+    today = str(datetime.date.today())
+    assert account.prices(again)["ml.g5.xlarge"] == (0.5, today)
+    assert again.run["dollars_per_hour"]["ml.g5.xlarge"] == 0.5
+    assert again.run["dollars_per_hour"]["ml.p5.48xlarge"] == 63.296  # of an earlier run
+
+
+def test_a_region_without_prices_has_none(here, capsys):
+    here.run |= {"region": "eu-north-1", "fetched_prices": {}, "quotas": None}
+    assert account.prices(here) == {} == here.run["dollars_per_hour"]
+    account.advise(here, "ml.g5.xlarge")
+    assert "No price of ml.g5.xlarge is known: see how_to/train_for_less" in capsys.readouterr().out
+
+
+def test_every_priced_instance_has_an_estimated_speed():
+    for name in {name for listed in TABLE["region"].values() for name in listed}:
+        assert account.clips_per_second(name, 357) > 0
+    assert account.clips_per_second("ml.unknown.xlarge", 357) is None
+    assert account.clips_per_second("ml.g5.xlarge", None) is None
+
+
+def test_the_speed_of_a_vit_b_is_a_share_of_the_data_sheet():
+    """One forward pass is 357 GFLOP: 12 blocks on 1568 tokens, 768 wide."""
+    from transformers import VideoMAEConfig
+    from tutorial import model_size
+
+    assert model_size.gflop(VideoMAEConfig()) == pytest.approx(account.VIT_B_GFLOP, abs=0.5)
+    seconds = 357e9 / (0.35 * 65e12)  # on a T4
+    assert account.clips_per_second("ml.g4dn.xlarge", 357) == pytest.approx(1 / seconds)

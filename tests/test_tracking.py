@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from cells import run_cell
 from conftest import ROOT, TINY
+from tutorial import launch
 
 HISTORY = {"train/loss": "loss", "eval/loss": "eval_loss", "eval/accuracy": "eval_accuracy"}
 
@@ -48,10 +48,7 @@ def history(root, name) -> list[float]:
 
 
 def metric_definitions() -> dict[str, str]:
-    from sagemaker.core.training.configs import MetricDefinition
-
-    cell = run_cell("03_remote_launch", "metric-definitions", MetricDefinition=MetricDefinition)
-    return {definition.name: definition.regex for definition in cell["metrics"]}
+    return {definition.name: definition.regex for definition in launch.METRICS}
 
 
 def test_metric_definitions_find_each_value_in_the_log_and_no_other(run):
