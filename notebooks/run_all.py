@@ -83,6 +83,7 @@ def local_copies(parameters, file):
         if copy.exists():
             print(f"  kept as it is: {name_of(copy)}")
             continue
+        values = {k: v for k, v in values.items() if k != "confirm_delete"}  # a reader confirms
         made = papermill.execute_notebook(
             notebook, None, values, prepare_only=True, progress_bar=False
         )

@@ -483,7 +483,7 @@ def say_what_is_left_out(root: Path, found: Found) -> None:
     strays = sorted({name for name in no_split if name.lower() not in CLUTTER})
     inside = [file for file in found.left_out if top.get(file) not in strays]
     if inside:
-        say(f"left out, as hidden, no video or in no table: {len(inside)}, such as {inside[-1]}")
+        say(f"ignored, as hidden, no video or in no table: {len(inside)}, such as {inside[-1]}")
     if strays:
         say(f"{root}: folders that are no split are left out: {strays}")
 

@@ -195,7 +195,7 @@ def test_names_links_and_endings(tmp_path, capsys):
     assert len(good["train"]) == 4
     for video in good["train"]["video"]:
         assert train.read_clip(video["path"], 8, 32).shape == (8, 3, 32, 32)
-    assert "left out, as hidden, no video" in capsys.readouterr().out
+    assert "ignored, as hidden, no video" in capsys.readouterr().out
 
 
 def test_ten_thousand_files(tmp_path):

@@ -300,7 +300,10 @@ def test_stepping_through_locally_keeps_edits_and_links(tmp_path, monkeypatch, c
         injected = [
             c for c in cells(copy, "code") if "injected-parameters" in c.metadata.get("tags", [])
         ]
-        assert len(injected) == bool(parameters[copy.with_name(copy.name[6:])])
+        given = parameters[copy.with_name(copy.name[6:])].keys() - {"confirm_delete"}
+        assert len(injected) == bool(given)
+        code = "\n".join(cell.source for cell in cells(copy, "code"))
+        assert "confirm_delete = True" not in code  # deleting is for a reader to say
     edited = tmp_path / "local_02_local_smoke_train.ipynb"
     edited.write_text(edited.read_text().replace("# 2. ", "# 2. My own: ", 1))
     before = {copy: copy.read_bytes() for copy in copies}

@@ -130,8 +130,8 @@ def test_moments_are_the_chosen_frames_at_their_times(tmp_path):
     figure = pictures.moments([path], lambda times: train.frame_indices(times, 4, 0, 0.5))
     every, chosen = figure.axes[0].lines
     assert len(every.get_xdata()) == 40
-    assert chosen.get_xdata() == pytest.approx([0.25, 0.75, 1.25, 1.75])
-    assert figure.axes[0].get_yticklabels()[0].get_text() == "20 frames a second"
+    assert chosen.get_xdata() == pytest.approx([t / 0.0195 for t in (0.25, 0.75, 1.25, 1.75)])
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "2.0 s, 20 frames a second"
 
 
 def test_learning_rates_fall_from_head_to_patches():
@@ -140,7 +140,7 @@ def test_learning_rates_fall_from_head_to_patches():
     axis = figure.axes[0]
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["head", "block 2", "block 1", "patches"]
-    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+    assert list(axis.lines[0].get_xdata()) == pytest.approx([0.1, 0.05, 0.025, 0.0125])
     assert pictures.learning_rates([{"lr": 1.0}]).axes[0].get_yticklabels()[0].get_text() == "all"
 
 

@@ -137,7 +137,7 @@ def test_links_are_followed_and_hidden_folders_are_not(tmp_path, capsys):
     assert clips["train"].features["label"].names == ["a", "b", "third"]
     assert names_of(clips, "a") == ["9.mp4", "10.mp4", "2.mp4", "s1.mp4", "s2.mp4"]
     assert names_of(clips, "b") == ["1.mp4"] and names_of(clips, "third") == ["s1.mp4", "s2.mp4"]
-    assert "left out, as hidden, no video" in capsys.readouterr().out
+    assert "ignored, as hidden, no video" in capsys.readouterr().out
 
 
 def test_what_is_uploaded_is_what_is_trained_on(tmp_path):

@@ -41,6 +41,7 @@ def connect(output_dir="outputs") -> account.Account:
 def listing(here) -> pd.DataFrame:
     """A table of what run.json lists, in the order of deletion, and what AWS says of each."""
     rows = [(_title(here, item), state(here, item)) for _, item in _items(here)]
+    pd.set_option("display.max_colwidth", None)  # whole names
     return pd.DataFrame(rows, columns=["what", "state"])
 
 

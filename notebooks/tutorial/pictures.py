@@ -182,11 +182,15 @@ def moments(paths, choose) -> Figure:
         with av.open(str(path)) as container:
             times = np.array([frame.time for frame in container.decode(video=0)])
         chosen = times[choose(times)]
-        names.append(f"{(len(times) - 1) / max(1e-9, np.ptp(times)):.0f} frames a second")
-        axis.plot(times, np.full(len(times), line), "|", color="0.75", markersize=12)
-        axis.plot(chosen, np.full(len(chosen), line), "|", color=RIGHT, markersize=16, mew=2.5)
+        rate = (len(times) - 1) / max(1e-9, np.ptp(times))
+        names.append(f"{len(times) / max(1e-9, rate):.1f} s, {rate:.0f} frames a second")
+        for moments, colour, size in ((times, "0.75", 12), (chosen, RIGHT, 16)):
+            part = 100 * (moments - times[0]) / max(1e-9, np.ptp(times))
+            axis.plot(
+                part, np.full(len(part), line), "|", color=colour, markersize=size, mew=size / 6
+            )
     axis.set_yticks(range(len(names)), names)
-    axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="seconds since the start of the clip")
+    axis.set(ylim=(len(names) - 0.5, -0.5), xlabel="part of the clip (%)")
     axis.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
@@ -201,7 +205,7 @@ def learning_rates(groups) -> Figure:
     labels = ["head", *blocks, "patches"] if len(rates) > 1 else ["all"]
     figure = Figure(figsize=(7, 0.9 + 0.25 * len(rates)), layout="constrained")
     axis = figure.subplots()
-    axis.barh(range(len(rates)), rates, color=RIGHT)
+    axis.plot(rates, range(len(rates)), "o", color=RIGHT)
     axis.set_yticks(range(len(rates)), labels)
     axis.set(ylim=(len(rates) - 0.5, -0.5), xscale="log", xlim=(rates[-1] / 2, rates[0] * 1.5))
     axis.set(xlabel="learning rate at its peak")
