@@ -989,7 +989,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, str], Path]:
         rows = {name: row for name, row in plan.rows.items() if name in made}
         if alone:
             write_table(output, [row for row in rows.values() if row["file_name"]])
-            remove_moved(output, plan, 2 if args.cut else 1)
+            remove_moved(output, plan, 2 if args.cut else 1, args.mirror)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error).removeprefix("--dataset "))
     except OSError as error:
@@ -1046,21 +1046,21 @@ def written_down(output: Path) -> dict[str, str]:
     return json.loads(report.read_text("utf-8")).get("split_of", {}) if report.exists() else {}
 
 
-def remove_moved(output: Path, plan: Plan, depth: int) -> None:
+def remove_moved(output: Path, plan: Plan, depth: int, mirror: bool = False) -> None:
     """Deletes what the last run wrote of the same clip into the folder of another split, or, with
-    `depth` 2, label: else a clip would be in training and in test. Says what else is not of today.
-    """
+    `depth` 2, label: else a clip would be in training and in test. With `mirror`, deletes all that
+    was prepared and is not of this run. Says what else is not of today."""
     known, targets = written_down(output), {job[1] for job in plan.jobs.values()}
     ours = [plan.jobs[name][1] for name, row in plan.rows.items() if row["group"] in known]
     inner = {target.relative_to(output).parts[depth:] for target in ours}
     old = [clip for clip in videos_of(files_below(output)[0]) if clip not in targets]
     old = [clip for clip in old if clip.relative_to(output).parts[0] in SPLITS]
-    moved = [clip for clip in old if clip.relative_to(output).parts[depth:] in inner]
+    moved = [clip for clip in old if mirror or clip.relative_to(output).parts[depth:] in inner]
     moved = [clip for clip in moved if settings_of(clip).startswith(PREPARED)]
     for clip in moved:
         clip.unlink()
     if moved:
-        print(f"{len(moved)} clips are in the folder of another split or label now")
+        print(f"{len(moved)} clips deleted: they have another split or label now, or are gone")
     if left := len(old) - len(moved):
         print(f"{left} clips in {output} are not of this run: delete them if nobody needs them")
 
@@ -1223,6 +1223,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--short_side", type=int, default=256, help="Pixels; never enlarged.")
     add("--gop", type=int, default=12, help="Frames from key frame to key frame.")
     add("--workers", type=int, default=os.cpu_count(), help="Clips at a time.")
+    add("--mirror", action="store_true", help="Delete prepared clips that INPUT has no more.")
     add("--timeout", type=float, default=600, help="Seconds a clip may take.")
     add("--on_bad_clip", choices=["error", "skip", "keep_whole_part"], default="error")
     add("--resource_config", help="On SageMaker: its resourceconfig.json.")

@@ -53,6 +53,20 @@ def test_begin_writes_where_and_as_whom_and_connect_finds_it(here, url, tmp_path
     assert found.session.region_name == "us-east-1"
 
 
+def test_two_notebooks_forget_nothing_of_each_other(here, tmp_path):
+    ready(here)
+    other = account.connect(tmp_path)  # a kernel that stays open while this one goes on
+    here.add("jobs", "training-job/one")
+    other.remember(dataset="clips")
+    other.add("homes", "s3://b/x/")
+    here.add("jobs", "training-job/one", "training-job/two")
+    here.drop("jobs", "training-job/two")
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["jobs"], run["homes"]) == (["training-job/one"], ["s3://b/x/"])
+    assert run["dataset"] == "clips" and here.run == run
+    assert not (tmp_path / "run.json.new").exists()
+
+
 def test_the_account_s_number_is_not_printed(here, capsys):
     ready(here)
     assert here.run["account"] not in capsys.readouterr().out
@@ -85,7 +99,7 @@ def test_begin_again_goes_on_with_the_same_account(here, url, tmp_path):
     again = account.begin(tmp_path, url)
     assert again.run == here.run
     ready(again)
-    assert again.run["created"] == [f"bucket/{again.run['bucket']}", f"role/{ROLE}"]
+    assert sorted(again.run["created"]) == [f"bucket/{again.run['bucket']}", f"role/{ROLE}"]
 
 
 @pytest.mark.parametrize("same_port", [True, False])

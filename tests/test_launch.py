@@ -300,7 +300,18 @@ def test_what_is_unchanged_is_not_uploaded_again_and_a_changed_clip_is(set_up, t
     key = second.removeprefix(f"s3://{BUCKET}/") + "train/a/1.mp4"
     assert boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"two"
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
-    assert uploaded() not in (first, second)  # it is not there any more
+    third = uploaded()
+    assert third not in (first, second)  # it is not there any more
+    account.connect(output).remember(prefix="other-folder")  # which the role may read, and no other
+    assert "/other-folder/uploads/" in uploaded()
+
+
+def test_a_model_in_one_file_is_refused_before_the_upload(set_up, tmp_path):
+    (tmp_path / "own.pth").write_bytes(b"weights")
+    here = account.connect(set_up(choices={"model_name": str(tmp_path / "own.pth")}))
+    with pytest.raises(ValueError, match="own.pth is a file.*videomae_v2.py FILE FOLDER"):
+        launch.upload(here)
+    assert not here.run.get("uploads")
 
 
 def test_hidden_files_stay_here(set_up, tmp_path):
@@ -460,7 +471,8 @@ def test_an_address_that_the_job_could_not_use_is_refused(trainer_of, keys, addr
 
 def test_archives_tables_and_the_layouts_of_other_scripts_pass(trainer_of):
     put("packed/clips.zip", "listed/metadata.csv", "listed/1.mp4", "davis/JPEGImages/480p/a/1.jpg")
-    for train in ("packed", "listed"):
+    put("hub/train/metadata.csv", "hub/train/x.mp4", "lists/train.txt", "lists/videos/1.mp4")
+    for train in ("packed", "listed", "hub", "lists", f"s3://{BUCKET}/packed/clips.zip"):
         here, trainer = trainer_of(train=train)
         launch.check(here, trainer, 5)
     code = configs.SourceCode(source_dir="../scripts", entry_script="train_segmentation.py")
@@ -563,9 +575,51 @@ def launched(set_up, tmp_path):
         if hyperparameters:
             launch.check_hyperparameters(hyperparameters)
             trainer.hyperparameters = hyperparameters
+        start.trainer = trainer
         return output, made["here"], launch.start(made["here"], trainer)
 
     return start
+
+
+def test_the_same_request_is_not_launched_twice(launched, capsys, monkeypatch):
+    output, here, job = launched("print('once')\n__main__ = 1")
+    trainer = launched.trainer
+    monkeypatch.setattr(type(trainer), "train", lambda *_, **__: pytest.fail("launched again"))
+    assert launch.start(here, trainer) == job
+    assert "was started by this request already" in capsys.readouterr().out
+    launch.follow(here, job)
+
+
+def test_a_job_is_on_the_list_before_the_request_goes_out(set_up, trainer_of, monkeypatch):
+    """A kernel that dies while AWS answers loses no job."""
+    here, trainer = trainer_of()
+    send = BaseClient._make_request
+
+    def dies(client, model, *rest):
+        if model.name == "CreateTrainingJob":
+            raise KeyboardInterrupt
+        return send(client, model, *rest)
+
+    monkeypatch.setattr(BaseClient, "_make_request", dies)
+    with pytest.raises(RuntimeError, match="interrupted, and the job may run all the same"):
+        launch.start(here, trainer)
+    (item,) = json.loads((here.output / "run.json").read_text())["jobs"]
+    assert item.startswith("training-job/video-classification-")
+
+
+@pytest.mark.parametrize("text", ["import torch\n", "def main(:\n"])
+def test_half_a_script_is_not_launched(trainer_of, tmp_path, text):
+    (tmp_path / "train.py").write_text(text)
+    code = configs.SourceCode(source_dir=str(tmp_path), entry_script="train.py")
+    here, trainer = trainer_of(source_code=code)
+    with pytest.raises(RuntimeError, match="train.py is not complete: run the notebook"):
+        launch.check(here, trainer, 5)
+
+
+def test_spot_without_a_limit_of_waiting_is_refused(trainer_of):
+    here, trainer = trainer_of(machine={"enable_managed_spot_training": True})
+    with pytest.raises(ValueError, match="max_wait is 0: it must be max_runtime, 3600"):
+        launch.check(here, trainer, 5)
 
 
 @pytest.mark.long
@@ -619,7 +673,8 @@ def test_a_job_that_does_not_exist_is_named_with_those_that_do(set_up):
 def test_another_kind_of_job_leaves_the_classifier_alone(set_up):
     here = account.connect(set_up(training_job_name="video-mine"))
     job = SimpleNamespace(training_job_name="video-other")
-    trainer = SimpleNamespace(train=lambda **_: None, _latest_training_job=job)
+    trainer = SimpleNamespace(_latest_training_job=None)
+    trainer.train = lambda **_: setattr(trainer, "_latest_training_job", job)
     assert launch.start(here, trainer, kind="segmentation") == "video-other"
     assert here.run["training_job_name"] == "video-mine"
     assert here.run["segmentation_job_name"] == "video-other"

@@ -327,7 +327,8 @@ def test_paths_in_the_readme_exist():
 
 def test_the_readmes_pictures_are_small_and_made_by_the_series():
     folder = ROOT / "notebooks" / "images"
-    shown = set(re.findall(r"\(notebooks/images/([\w.]+)\)", (ROOT / "README.md").read_text()))
+    texts = "".join([(ROOT / "README.md").read_text(), *map(source, NOTEBOOKS)])
+    shown = set(re.findall(r"\((?:notebooks/|\.\./)?images/([\w.]+)\)", texts))
     assert shown == {path.name for path in folder.iterdir()}  # none is missing, none is idle
     made = "".join(source(path) for path in NOTEBOOKS)
     for name in shown:

@@ -185,7 +185,7 @@ def test_gflop_agrees_with_what_torch_counts(native_checkpoint):
 def test_a_readers_clips_are_prepared_once(clips_folder, tmp_path, capfd):
     mine = tmp_path / "my clips"
     for split in ("train", "validation"):
-        for path in sorted(clips_folder.glob(f"{split}/*/*.mp4"))[::4]:
+        for path in sorted(clips_folder.glob(f"{split}/*/*.mp4"))[::3]:
             place = mine / path.relative_to(clips_folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, place)
@@ -196,6 +196,16 @@ def test_a_readers_clips_are_prepared_once(clips_folder, tmp_path, capfd):
     assert sorted(path.stat().st_mtime_ns for path in mine.rglob("*.mp4")) == before
     assert clip_folder.prepared(folder, tmp_path / "again") == folder  # as it is
     assert not (tmp_path / "again").exists()
+
+    # A label is corrected, and a clip deleted: neither stays under its old label.
+    a, b, *_ = sorted(mine.glob("train/raising_hand/*.mp4"))
+    a.rename(mine / "train" / "not_raising_hand" / "moved.mp4")
+    b.unlink()
+    assert clip_folder.prepared(mine, tmp_path / "prepared") == folder
+    names = {path.relative_to(mine) for path in mine.rglob("*.mp4")}
+    assert names == {path.relative_to(folder) for path in folder.rglob("*.mp4")}
+    other = shutil.copytree(mine, tmp_path / "other")
+    assert clip_folder.prepared(other, tmp_path / "prepared") != folder  # none is mixed in
 
 
 def test_clips_that_cannot_be_used_are_named(tmp_path):

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,10 +79,38 @@ class Account:
     session: boto3.Session | None = None  # of the Region
     quota_codes: dict = field(default_factory=dict)  # by name of the quota; filled by quotas()
 
+    def refresh(self) -> None:
+        """Reads run.json again: another notebook may have written to it."""
+        file = self.output / "run.json"
+        if file.exists():
+            new = json.loads(file.read_text())
+            self.run.clear()
+            self.run.update(new)
+
+    def write(self) -> None:
+        """Writes run.json whole, or not at all."""
+        new = self.output / "run.json.new"
+        new.write_text(json.dumps(self.run, indent=2))
+        new.replace(self.output / "run.json")
+
     def remember(self, **values) -> None:
-        """Adds `values` to run.json, at once: what is not written down is never deleted."""
+        """Sets `values` in run.json, at once: what is not written down is never deleted."""
+        self.refresh()
         self.run.update(values)
-        (self.output / "run.json").write_text(json.dumps(self.run, indent=2))
+        self.write()
+
+    def add(self, field: str, *items: str) -> None:
+        """Adds items to a list of run.json: created, homes, jobs or deployed."""
+        self.refresh()
+        known = self.run.get(field, [])
+        self.run[field] = [*known, *(item for item in items if item not in known)]
+        self.write()
+
+    def drop(self, field: str, *items: str) -> None:
+        """Takes items off a list of run.json."""
+        self.refresh()
+        self.run[field] = [item for item in self.run.get(field, []) if item not in items]
+        self.write()
 
 
 def read_run(output_dir) -> Account:
@@ -137,6 +166,7 @@ def begin(
         before = {name: before[name] for name in KEPT if name in before}
     bucket = bucket or f"sagemaker-{region}-{identity['Account']}"
     here.run = {"created": [], "homes": [], "jobs": []} | before
+    here.write()
     here.remember(**where, bucket=bucket, prefix=prefix)
     kind = identity["Arn"].split(":")[5].split("/")[0]  # "user/me" -> "user"
     print(f"Region {region}, signed in as: {kind}")
@@ -194,7 +224,7 @@ def execution_role(here, role_name, create=False, full_access=False) -> None:
             trust = json.dumps(policy(here, "trust_policy", role_name))
             role = iam.create_role(RoleName=role_name, AssumeRolePolicyDocument=trust)
             role_arn = role["Role"]["Arn"]
-            here.remember(created=sorted({*here.run["created"], f"role/{role_name}"}))
+            here.add("created", f"role/{role_name}")
         elif Path("/opt/ml/metadata/resource-metadata.json").exists():  # in Studio
             from sagemaker.core.helper.session_helper import Session, get_execution_role
 
@@ -232,7 +262,7 @@ def make_bucket(here) -> None:
         where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         where = {} if region == "us-east-1" else where  # which S3 does not take as a constraint
         here.session.client("s3").create_bucket(Bucket=name, **where)
-        here.remember(created=sorted({*here.run["created"], f"bucket/{name}"}))
+        here.add("created", f"bucket/{name}")
     print("bucket:", name.replace(here.run["account"], "<account>"))
 
 
@@ -247,6 +277,10 @@ def instances(here, types) -> pd.DataFrame:
     limits, dated = quotas(here), prices(here)
     rows = {}
     for name in types:
+        if name not in dated:  # the table is short: ask AWS, if you may
+            with suppress(BotoCoreError, ClientError, LookupError):
+                fetch_price(here, name)
+                dated = prices(here)
         price, day = dated.get(name, (math.nan, "not known"))
         machine = INSTANCES.get(name)
         row = {"quota on demand": _quota(limits, name, "training job usage")}
@@ -421,9 +455,9 @@ def connect(output_dir="outputs", check: bool = True) -> Account:
     here.session = boto3.Session(region_name=here.run["region"])
     if check and not bucket_exists(here.session, here.run["bucket"]):
         raise RuntimeError(
-            "The bucket of run.json is gone. The embedded AWS lives until 06_clean_up, or until "
-            "this computer restarts, and its jobs end with it. Run 01_setup.ipynb again, then go "
-            "on; clips and pictures in output_dir are still there."
+            "The bucket of run.json is gone: it was deleted, or the embedded AWS ended. (That one "
+            "lives until 06_clean_up or until this computer restarts, with its jobs.) Run "
+            "01_setup.ipynb again, then go on; clips and pictures in output_dir are still there."
         )
     return here
 

@@ -40,6 +40,7 @@ def connect(output_dir="outputs") -> account.Account:
 
 def listing(here) -> pd.DataFrame:
     """A table of what run.json lists, in the order of deletion, and what AWS says of each."""
+    here.refresh()
     rows = [(_title(here, item), state(here, item)) for _, item in _items(here)]
     pd.set_option("display.max_colwidth", None)  # whole names
     return pd.DataFrame(rows, columns=["what", "state"])
@@ -57,6 +58,7 @@ def delete(here, confirm: bool = False) -> None:
         print("Nothing is deleted. Set confirm_delete = True to delete.")
         return
     left = {}
+    here.refresh()  # another notebook may have launched a job since
     for kind, item in _items(here):
         reason = _outcome(here, item)
         print(f"{_title(here, item)}: {f'still there: {reason}' if reason else 'deleted'}")
@@ -101,7 +103,7 @@ def _title(here, item):
 
 def _forget(here, kind, item):
     """Takes an item that is gone off run.json, and the uploads that lay in it."""
-    here.run[kind].remove(item)
+    here.drop(kind, item)
     uploads = here.run.get("uploads", {})
     kept = {source: of for source, of in uploads.items() if not of["uri"].startswith(item)}
     here.remember(**({"uploads": kept} if uploads else {}))

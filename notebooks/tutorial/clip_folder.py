@@ -1,5 +1,6 @@
 """Folders of clips: a reader's own, prepared for training; and a small sample for a quick run."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ REPORT = "clips_report.json"  # prepare_clips.py writes it into each folder that
 
 
 def prepared(dataset, output) -> Path:
-    """Checks and re-encodes the clips of `dataset` into `output`; returns the folder to train on.
+    """Checks and re-encodes the clips of `dataset` below `output`; returns the folder to train on.
 
     dataset: a folder, an archive, or owner/name of a data set on the Hugging Face Hub; what
-    prepare_clips.py has made before is returned as it is. Clips that lie in `output` already are
-    not made again. Raises ValueError for an S3 address, or with what the script has to say.
+    prepare_clips.py has made before is returned as it is. Each data set has a folder of its own.
+    Clips that lie there already are not made again; those that `dataset` has no more, or under
+    another label, are deleted there. Raises ValueError for an S3 address, or with what the script
+    has to say.
     """
     if str(dataset).startswith("s3:"):
         raise ValueError(
@@ -25,7 +28,10 @@ def prepared(dataset, output) -> Path:
     folder = Path(dataset).expanduser().resolve()
     if (folder / REPORT).is_file():
         return folder
+    known = hashlib.sha256(str(folder if folder.exists() else dataset).encode()).hexdigest()[:8]
+    output = Path(output) / f"{folder.name.partition('.')[0]}-{known}"
     command = [sys.executable, str(SCRIPTS / "prepare_clips.py"), str(dataset), str(output)]
+    command += ["--mirror"]
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:  # each step of a progress bar is a line
@@ -34,7 +40,7 @@ def prepared(dataset, output) -> Path:
             said += [] if bar else [line]
     if process.returncode:
         raise ValueError(f"{dataset}: {''.join(said).strip()[-2000:]}")
-    return Path(output).resolve()
+    return output.resolve()
 
 
 def sample(clips, folder, clips_per_label: int) -> Path:

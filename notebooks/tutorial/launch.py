@@ -27,7 +27,7 @@ from sagemaker.core.training.configs import InputData, MetricDefinition
 from tutorial import account
 
 sys.path.insert(0, str(account.HERE.parent / "scripts"))
-from prepare_clips import ARCHIVES, CLUTTER, FORMATS, files_below
+from prepare_clips import ARCHIVES, CLUTTER, FORMATS, TABLES, files_below
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 RESERVED = ("code", "sm_drivers")  # channels of the SDK itself
@@ -106,10 +106,16 @@ def new_run(here, job_name=None) -> SimpleNamespace:
     output = _new_folder(here, "{time}")
     checkpoints = _new_folder(here, "checkpoints/{time}")
     if not job_name:
-        here.remember(homes=[*here.run["homes"], f"{output}/", f"{checkpoints}/"])
+        here.add("homes", f"{output}/", f"{checkpoints}/")
     rich.reconfigure(force_jupyter=False, force_terminal=False, quiet=True)
     log = logging.getLogger("sagemaker.core.resources")
     log.handlers, log.propagate = [logging.NullHandler()], False  # follow prints the job's log
+
+    def note(params, **_):  # before the request goes out: a kernel that dies now loses no job
+        here.add("jobs", f"training-job/{params['TrainingJobName']}")
+
+    event = "provide-client-params.sagemaker.CreateTrainingJob"
+    here.session.events.register(event, note, unique_id="note-job")
     no_telemetry = {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}
     session = Session(
         here.session,
@@ -147,6 +153,11 @@ def upload(here, job_name=None, kms_key=None, **more) -> tuple[list[InputData], 
         flags.pop("model_name", None)
     if job_name:
         return [], flags
+    if "model_name" in flags and Path(model).is_file():
+        raise ValueError(
+            f"{model} is a file of this computer, which the job cannot see. Make a folder of it, "
+            "and choose the folder in notebook 2: python scripts/videomae_v2.py FILE FOLDER"
+        )
     if not sources["train"]:
         raise RuntimeError("run.json has no dataset: run 02_local_smoke_train.ipynb first")
     for name, source in sources.items():
@@ -176,12 +187,13 @@ def _in_s3(here, name: str, source: str, kms_key) -> str:
     fingerprint = hashlib.sha256(json.dumps([facts, kms_key]).encode()).hexdigest()
     uploads, key = here.run.get("uploads") or {}, str(Path(source).resolve())
     before = uploads.get(key)
-    if before and before["fingerprint"] == fingerprint:
+    place = f"s3://{here.run['bucket']}/{here.run['prefix']}/"
+    if before and before["fingerprint"] == fingerprint and before["uri"].startswith(place):
         if len(_objects(here, before["uri"])) == len(files):
             print(f"{name}: {len(files)} files, unchanged since the last upload")
             return before["uri"]
     uri = _new_folder(here, f"uploads/{{time}}/{name}") + "/"
-    here.remember(homes=[*here.run["homes"], uri])
+    here.add("homes", uri)
     bucket, _, folder = uri.removeprefix("s3://").partition("/")
     client = here.session.client("s3")
     secret = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else None
@@ -192,7 +204,9 @@ def _in_s3(here, name: str, source: str, kms_key) -> str:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(send, files))
-    here.remember(uploads={**uploads, key: {"fingerprint": fingerprint, "uri": uri}})
+    here.refresh()
+    this = {key: {"fingerprint": fingerprint, "uri": uri}}
+    here.remember(uploads=(here.run.get("uploads") or {}) | this)
     hidden = f", {len(left_out)} hidden or side files left out" if left_out else ""
     print(f"{name}: {len(files)} files uploaded to {folder}{hidden}")
     return uri
@@ -265,6 +279,7 @@ def check(here, trainer, max_cost_usd: float, minutes: float | None = None, job_
         return print(f"{job_name} was launched before: nothing to check")
     _refuse_old_gpus(trainer.compute.instance_type)
     check_name(trainer.base_job_name)
+    check_script(trainer.source_code)
     check_hyperparameters(trainer.hyperparameters or {})
     check_machines(here, trainer)
     clips = check_data(here, trainer)
@@ -295,6 +310,21 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"base_job_name {name!r}: 1 to 48 ASCII letters, digits and dashes, such as "
             f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')[:48] or 'video-classification'!r}"
+        )
+
+
+def check_script(source) -> None:
+    """Raises RuntimeError for a script of which a notebook has written the first cells only."""
+    script = Path(source.source_dir, source.entry_script)
+    text = script.read_text()
+    try:
+        compile(text, script.name, "exec")
+        whole = "__main__" in text
+    except SyntaxError:
+        whole = False
+    if not whole:
+        raise RuntimeError(
+            f"{script} is not complete: run the notebook that writes it (02 or 05) to its end"
         )
 
 
@@ -337,7 +367,7 @@ def check_machines(here, trainer) -> None:
         )
     if compute.enable_managed_spot_training and compute.keep_alive_period_in_seconds:
         raise ValueError("spot and keep_warm exclude each other: set one of them")
-    wait = limits.max_wait_time_in_seconds
+    wait = limits.max_wait_time_in_seconds or 0
     if compute.enable_managed_spot_training and wait < limits.max_runtime_in_seconds:
         raise ValueError(
             f"max_wait is {wait}: it must be max_runtime, {limits.max_runtime_in_seconds}, or more"
@@ -382,14 +412,17 @@ def check_data(here, trainer) -> dict[str, int]:
 
 def _clips_by_split(uri: str, names: list[str]) -> dict[str, int]:
     """{split: clips} of a data set in S3. Raises ValueError with the address that would fit."""
-    shown = [name.split("/") for name in names if not name.startswith(".")]
+    shown = [name.split("/") for name in names if "/." not in f"/{name}"]
     shown = [parts for parts in shown if not any(p.lower() in CLUTTER for p in parts)]
     videos = [parts for parts in shown if parts[-1].lower().endswith(FORMATS)]
     labelled = [parts for parts in videos if parts[0] == "train" and len(parts) > 2]
     if labelled:
         splits = [parts[0] for parts in videos if len(parts) > 2]
         return {split: splits.count(split) for split in sorted(set(splits))}
-    if any(len(p) == 1 and p[0].lower().endswith((*ARCHIVES, ".csv", ".jsonl")) for p in shown):
+    lists = (*ARCHIVES, ".csv", ".jsonl", ".txt")
+    if uri.endswith(ARCHIVES) or any(
+        p[-1] in TABLES or (len(p) == 1 and p[0].lower().endswith(lists)) for p in shown
+    ):
         return {}  # an archive or a table: train.py reads them
     above = uri.rstrip("/").split("/")
     inside = {"/".join(p[: p.index("train")]) for p in videos if "train" in p[1:-2]}
@@ -481,9 +514,19 @@ def start(here, trainer, job_name: str | None = None, kind: str = "classificatio
         here.remember(**{field: job_name})
         print(f"{job_name} was launched before: nothing new is started")
         return job_name
+    if getattr(trainer, "_latest_training_job", None):
+        job_name = trainer._latest_training_job.training_job_name
+        print(f"{job_name} was started by this request already. For one more job, run all cells.")
+        return job_name
     trainer.train(wait=False, logs=False)
+    if trainer._latest_training_job is None:  # the SDK swallows an interrupt
+        raise RuntimeError(
+            "The launch was interrupted, and the job may run all the same. launch.stop(here) stops "
+            "it. Then run all cells again."
+        )
     job_name = trainer._latest_training_job.training_job_name
-    here.remember(jobs=[*here.run["jobs"], f"training-job/{job_name}"], **{field: job_name})
+    here.add("jobs", f"training-job/{job_name}")
+    here.remember(**{field: job_name})
     parameter = "job_name" if kind == "classification" else f"{kind}_job"
     print(f"{job_name} is started. To come back to it later: {parameter} = {job_name!r}")
     return job_name

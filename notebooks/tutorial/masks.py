@@ -89,8 +89,8 @@ def expected_minutes(model, videos: Videos, flags: dict, instance_type: str) -> 
     """Minutes of a job of train_segmentation.py, its start included; None for an unknown instance.
 
     flags: of the script; what is missing has the script's default. To train on a clip takes the
-    work of 3 forward passes. Whole videos are judged in windows and squares that overlap by half,
-    so that each pixel goes through the model four times.
+    work of 3 forward passes, or about 1 if the encoder is frozen. Whole videos are judged in
+    windows and squares that overlap by half, so each pixel goes through the model four times.
     """
     config = model.config
     length = flags.get("clip_length") or config.num_frames
@@ -100,7 +100,8 @@ def expected_minutes(model, videos: Videos, flags: dict, instance_type: str) -> 
         return None
     counts = {split: len(part) for split, part in videos.splits.items()}
     judged = videos.splits[judged_split(videos)]
-    passes = 3 * counts["train"] * flags.get("clips_per_video", 4) + counts["validation"]
+    work = 1 if flags.get("freeze") == "backbone" else 3
+    passes = work * counts["train"] * flags.get("clips_per_video", 4) + counts["validation"]
     passes = float(flags.get("epochs", 10)) * passes
     passes += 4 * sum(len(video.frames) for video in judged) / length
     return launch.START_MINUTES + passes / rate / 60

@@ -69,6 +69,13 @@ def fetch(here, job_name: str | None = None, model_dir=None) -> Trained:
         archive = here.output / "model.tar.gz"
         where = split_uri(job["ModelArtifacts"]["S3ModelArtifacts"])
         here.session.client("s3").download_file(*where, str(archive))
+        of_job = here.output / "model_of_job.txt"
+        if trained.folder.exists() and not of_job.exists():
+            raise RuntimeError(
+                f"{trained.folder} holds a model that no job of notebook 3 left. To look at that "
+                "model, set model_dir to this folder; else move the folder away."
+            )
+        of_job.write_text(job["TrainingJobName"])
         shutil.rmtree(trained.folder, ignore_errors=True)  # of an earlier job
         with tarfile.open(archive) as tar:  # the filter refuses links and paths out of the folder
             tar.extractall(trained.folder, filter="data")
@@ -132,6 +139,7 @@ def clips_of(here, trained: Trained, split: str) -> list[tuple[str, str]]:
             for page in pages.paginate(Bucket=bucket, Prefix=prefix)
             for entry in page.get("Contents", [])
             if entry["Key"].lower().endswith(prepare_clips.FORMATS)
+            and "/." not in f"/{entry['Key'].removeprefix(prefix)}"
         ]
         if keys and all("/" in key for key in keys):
             return [(f"{uri}/{split}/{key}", key.split("/")[0]) for key in keys]
@@ -140,7 +148,8 @@ def clips_of(here, trained: Trained, split: str) -> list[tuple[str, str]]:
         missing = f"{uri}/{split}/<label>/"
     else:
         record = run_record(trained).get("arguments", {})
-        folder = folder or record.get("dataset")
+        own = record.get("dataset") or ""
+        folder = own if Path(own).is_dir() and own else folder
         missing = f"{folder}/{split}/<label>/"
     if not folder or not Path(folder).is_dir():
         raise RuntimeError(
