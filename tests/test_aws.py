@@ -373,6 +373,7 @@ def test_a_stopped_job_saves(trainer):
         boto3.client("sagemaker").stop_training_job(TrainingJobName=name)
 
 
+@pytest.mark.long
 def test_two_hosts(port, tmp_path):
     """A real torchrun over two hosts, as the SDK's driver starts it."""
     from sagemaker.core.helper.session_helper import Session
@@ -578,6 +579,7 @@ def test_checkpoints_and_a_spot_interruption(port):
         aws.interrupt("spot", port)
 
 
+@pytest.mark.long
 def test_spot_weather(port):
     """The instance is taken away once a new checkpoint has reached S3, and comes back."""
     weather = free_port()
@@ -857,6 +859,7 @@ def test_wrong_processing_requests(port):
         process("wrong", "", ProcessingResources={"ClusterConfig": cluster})
 
 
+@pytest.mark.long
 def test_clips_are_prepared_on_two_instances(port, tmp_path):
     """By the SDK: every clip once, and all together what one machine makes of them."""
     from sagemaker.core.helper.session_helper import Session

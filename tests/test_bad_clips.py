@@ -198,6 +198,7 @@ def test_names_links_and_endings(tmp_path, capsys):
     assert "ignored, as hidden, no video" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_ten_thousand_files(tmp_path):
     import train
 
@@ -313,6 +314,7 @@ def test_a_rare_class_that_the_validation_split_misses_is_no_bad_clip(tmp_path):
     assert prepare_clips.check_clips(clips, 16)[1] == {}
 
 
+@pytest.mark.long
 def test_a_run_without_the_bad_clips_lists_them(clips_folder, native_checkpoint, tmp_path):
     for path in clips_folder.glob("*/*/*.mp4"):
         copy = tmp_path / "clips" / path.relative_to(clips_folder)

@@ -77,6 +77,7 @@ def notebook(tmp_path, clips_folder, monkeypatch):
     return names, run
 
 
+@pytest.mark.long
 def test_the_same_job_in_a_container(notebook, local_image, capfd):
     names, run = notebook
     names["local_container"] = local_image
@@ -106,6 +107,7 @@ def test_the_same_job_in_a_container(notebook, local_image, capfd):
     assert not any(line.startswith("AWS_") for line in environment), "credentials go in"
 
 
+@pytest.mark.long
 def test_a_failed_job_says_why(notebook, local_image, capfd):
     names, run = notebook
     names["local_container"] = local_image

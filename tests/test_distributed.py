@@ -67,6 +67,7 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_two_processes_equal_one_with_twice_the_batch(
     alone, clips_folder, native_checkpoint, tmp_path
 ):
@@ -82,6 +83,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     assert {"rng_state_0.pth", "rng_state_1.pth", "metrics.json"} <= names
 
 
+@pytest.mark.long
 def test_two_nodes_equal_one_and_only_the_first_writes(
     alone, clips_folder, native_checkpoint, tmp_path
 ):
@@ -101,6 +103,7 @@ def test_two_nodes_equal_one_and_only_the_first_writes(
     assert written and all(re.search(r"checkpoint-\d+/rng_state_1.pth$", f) for f in written)
 
 
+@pytest.mark.long
 def test_an_interrupted_pair_goes_on(alone, clips_folder, native_checkpoint, tmp_path):
     """Both get the signal, as torchrun forwards it, and save after the same step."""
     blow = f"""
@@ -126,6 +129,7 @@ train.main()
     assert_equivalent(tmp_path, alone)
 
 
+@pytest.mark.long
 def test_one_failing_process_ends_the_job_with_its_message(
     clips_folder, native_checkpoint, tmp_path
 ):
@@ -152,6 +156,7 @@ train.main()
     assert not list((tmp_path / "outputs/model").iterdir())
 
 
+@pytest.mark.long
 def test_bad_clips_are_found_by_all_processes_together(clips_folder, native_checkpoint, tmp_path):
     copy = tmp_path / "copy"
     for path in clips_folder.glob("*/*/*.mp4"):

@@ -166,6 +166,7 @@ def shipped(request, tmp_path):
     return request.param, python
 
 
+@pytest.mark.long
 def test_requirements_make_the_image_ready(shipped, clips_folder, tmp_path):
     name, python = shipped
     old = re.search(r"transformers==(\S+)", SHIPPED[name])[1]

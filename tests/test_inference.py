@@ -325,6 +325,7 @@ print(result["duration"], len(result["times"]), max(seen[2:]) - seen[2])
 """
 
 
+@pytest.mark.long
 def test_half_an_hour_takes_no_more_memory_than_its_first_minutes(tmp_path):
     frames = np.repeat(noise(5, 128, 160), 10, axis=0)
     write_video(tmp_path / "piece.mp4", frames, rate=5, bf="0")

@@ -638,6 +638,7 @@ def test_values_that_pass_the_check_arrive(launched, endpoint):
     assert arrived == expected
 
 
+@pytest.mark.long
 def test_a_job_is_followed_and_taken_up_again_by_its_name(launched, capsys, monkeypatch):
     output, here, job = launched("print('step 1', flush=True)\nprint('step 2')")
     assert run_of(output)["jobs"] == [f"training-job/{job}"]
@@ -681,6 +682,7 @@ def test_another_kind_of_job_leaves_the_classifier_alone(set_up):
     assert here.run["jobs"] == ["training-job/video-other"]
 
 
+@pytest.mark.long
 def test_a_job_that_fails_says_why_and_what_to_do(launched):
     code = (  # as train.py ends
         "import os, sys\n"

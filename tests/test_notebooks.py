@@ -204,6 +204,7 @@ def parameter_file(folder, text):
     return path
 
 
+@pytest.mark.long
 def test_without_credentials_the_failing_cell_and_the_remedy_are_named(tmp_path):
     parameters = parameter_file(tmp_path, "region: us-east-1")
     result = run_all("--parameters", parameters, "--only", "01", "--output-dir", tmp_path / "o")
@@ -213,6 +214,7 @@ def test_without_credentials_the_failing_cell_and_the_remedy_are_named(tmp_path)
     assert "No valid AWS credentials" in (tmp_path / "o" / "html" / "01_setup.html").read_text()
 
 
+@pytest.mark.long
 def test_without_a_role_the_remedy_is_named(tmp_path):
     from local_mode import aws
     from test_aws import free_port
@@ -231,6 +233,7 @@ def test_without_a_role_the_remedy_is_named(tmp_path):
     assert "create_role = True" in result.stdout
 
 
+@pytest.mark.long
 def test_notebook_3_alone_says_what_comes_first(tmp_path):
     parameters = parameter_file(tmp_path, "max_runtime: 60")
     result = run_all("--parameters", parameters, "--only", "03", "--output-dir", tmp_path / "o")
@@ -238,6 +241,7 @@ def test_notebook_3_alone_says_what_comes_first(tmp_path):
 
 
 @pytest.mark.parametrize("run", [None, {"dataset": "clips"}], ids=["no run.json", "of notebook 2"])
+@pytest.mark.long
 def test_the_clean_up_says_that_there_is_nothing_to_clean(tmp_path, run):
     if run:
         (tmp_path / "run.json").write_text(json.dumps(run))
@@ -255,6 +259,7 @@ def test_the_clean_up_says_that_there_is_nothing_to_clean(tmp_path, run):
         (["--parametres", "x"], "", "unrecognized arguments: --parametres"),
     ],
 )
+@pytest.mark.long
 def test_wrong_calls_are_named(tmp_path, arguments, text, message):
     parameters = parameter_file(tmp_path, text)
     result = run_all("--parameters", parameters, "--output-dir", tmp_path / "o", *arguments)

@@ -93,6 +93,7 @@ def undisturbed(clips_folder, native_checkpoint, tmp_path_factory):
 
 # Saved after the step: within an epoch, at the end of one.
 @pytest.mark.parametrize("blow, step", [("SIGTERM to all", 5), ("SIGTERM in step", 11)])
+@pytest.mark.long
 def test_sigterm_saves_at_the_next_step(
     blow, step, undisturbed, clips_folder, native_checkpoint, tmp_path
 ):
@@ -106,6 +107,7 @@ def test_sigterm_saves_at_the_next_step(
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_sigkill_during_a_save(undisturbed, clips_folder, native_checkpoint, tmp_path):
     killed = run(tmp_path, clips_folder, native_checkpoint, blow=["SIGKILL in save", "8"])
     assert killed.returncode == -signal.SIGKILL
@@ -117,6 +119,7 @@ def test_sigkill_during_a_save(undisturbed, clips_folder, native_checkpoint, tmp
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_sigkill_at_any_time(undisturbed, clips_folder, native_checkpoint, tmp_path):
     """From outside, as a machine that is taken away; wherever it hits."""
     data = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
@@ -135,6 +138,7 @@ def test_sigkill_at_any_time(undisturbed, clips_folder, native_checkpoint, tmp_p
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_adapters_resume_as_well(clips_folder, native_checkpoint, tmp_path):
     flags = ["--lora_rank", "2", "--epochs", "3"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -148,6 +152,7 @@ def test_adapters_resume_as_well(clips_folder, native_checkpoint, tmp_path):
     assert_same_outcome(parts, outcome(whole))
 
 
+@pytest.mark.long
 def test_save_minutes_bounds_what_a_sudden_end_costs(
     undisturbed, clips_folder, native_checkpoint, tmp_path
 ):
@@ -163,6 +168,7 @@ def test_save_minutes_bounds_what_a_sudden_end_costs(
     assert_same_outcome(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_checkpoints_stay_out_of_the_model(undisturbed, clips_folder, native_checkpoint, tmp_path):
     result = run(tmp_path, clips_folder, native_checkpoint, "--max_steps", "3")
     assert result.returncode == 0, result.stderr
@@ -194,6 +200,7 @@ PARTS = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "
 
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("how", ["missing", "cut off", "empty"])
+@pytest.mark.long
 def test_a_checkpoint_that_is_not_complete_is_passed_over(name, how, checkpoint, tmp_path, capsys):
     old, new = tmp_path / "checkpoint-3", tmp_path / "checkpoint-10"
     shutil.copytree(checkpoint, old)
@@ -281,6 +288,7 @@ def resumed(clips_folder, native_checkpoint, *flags):
         (["--lora_rank", "2"], "lora_rank was 0 and is 2"),
     ],
 )
+@pytest.mark.long
 def test_a_step_that_means_something_else_is_refused(
     flags, message, clips_folder, native_checkpoint, checkpoint, tmp_path, monkeypatch
 ):
@@ -308,6 +316,7 @@ def test_more_clips_or_others_are_refused(
         resumed(tmp_path / "more", native_checkpoint)
 
 
+@pytest.mark.long
 def test_the_same_step_of_other_parts_goes_on(
     clips_folder, native_checkpoint, checkpoint, tmp_path, monkeypatch
 ):
@@ -321,6 +330,7 @@ def test_the_same_step_of_other_parts_goes_on(
     assert sorted(seen.values()) == [2] * 12 + [3] * 4
 
 
+@pytest.mark.long
 def test_a_batch_that_changed_is_not_hidden_by_a_muted_logger():
     code = "import logging, train; l = logging.getLogger('transformers.trainer_utils'); "
     code += "print(l.isEnabledFor(logging.WARNING)); l.warning('batch'); l.warning('mtime may not be reliable')"  # noqa: E501
@@ -330,6 +340,7 @@ def test_a_batch_that_changed_is_not_hidden_by_a_muted_logger():
     assert result.stdout == "True\n" and "batch" in result.stderr and "mtime" not in result.stderr
 
 
+@pytest.mark.long
 def test_the_checkpoint_is_told_and_other_labels_are_refused(
     clips_folder, native_checkpoint, tmp_path, monkeypatch, capsys
 ):

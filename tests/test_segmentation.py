@@ -140,6 +140,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_frozen_encoder_learns_nothing_and_the_decoder_does(videos_folder, tmp_path):
     run(videos_folder, tmp_path, "--freeze", "backbone", "--max_steps", "2")
     encoder = train.load_model(str(TINY), LABELS)[0].videomae.state_dict()
@@ -162,6 +163,7 @@ def test_a_trained_model_can_be_the_start_of_another(tiny, tmp_path):
     assert torch.equal(other.bottom.weight, model.bottom.weight)
 
 
+@pytest.mark.long
 def test_it_learns_two_clips_by_heart(videos_folder):
     """What no decoder with a wrong axis can do; the small class included."""
     data = sd.load_videos(str(videos_folder))
@@ -342,6 +344,7 @@ def test_a_bad_mask_is_found_before_training(videos_folder, tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.long
 def test_without_a_test_split_the_validation_videos_are_judged(videos_folder, tmp_path):
     """As of DAVIS, which has instance numbers, and no list of test videos."""
     import shutil

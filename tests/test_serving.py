@@ -104,6 +104,7 @@ def refusal(answer: bytes) -> str:
     return line
 
 
+@pytest.mark.long
 def test_the_answer_is_that_of_classify_video(endpoint, videos, expected):
     assert HTTP.request("GET", f"{endpoint.url}/ping").status == 200
     status, answer = post(endpoint, videos[3].read_bytes())

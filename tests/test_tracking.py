@@ -51,6 +51,7 @@ def metric_definitions() -> dict[str, str]:
     return {definition.name: definition.regex for definition in launch.METRICS}
 
 
+@pytest.mark.long
 def test_metric_definitions_find_each_value_in_the_log_and_no_other(run):
     root, log = run("tensorboard")
     final = json.loads((root / "data" / "metrics.json").read_text())  # the best model's, at the end
@@ -92,6 +93,7 @@ def test_tensorboard_has_what_trainer_has_and_the_checkpoints_carry_it_to_s3(run
         assert values and values == pytest.approx(history(root, name), rel=1e-6)  # float32
 
 
+@pytest.mark.long
 def test_mlflow_has_what_trainer_has(run):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed; sagemaker brings it")
     root, _ = run("mlflow")

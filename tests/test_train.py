@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import train
-from cells import run_cell
 from conftest import ROOT, TINY
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, pipeline, set_seed
+from tutorial import account, launch
 from videos import noise, write_video
 
 LABELS = ["not_raising_hand", "raising_hand"]
@@ -150,12 +149,13 @@ def test_what_is_uploaded_is_what_is_trained_on(tmp_path):
     sent = []
     client = SimpleNamespace(upload_file=lambda file, bucket, key, ExtraArgs: sent.append(key))
     session = SimpleNamespace(client=lambda name: client)
-    run_cell("03_remote_launch", "upload", run={"dataset": str(root)}, channels={}, kms_key=None,
-             re=re, Path=Path, home="home", bucket="bucket", boto_session=session)  # fmt: skip
+    run = {"dataset": str(root), "bucket": "b", "prefix": "p", "homes": []}
+    (train_channel,), _ = launch.upload(account.Account(tmp_path, run, session))
+    home = train_channel.data_source.s3_uri.removeprefix("s3://b/")
     rows = train.load_clips(str(root))
     paths = [video["path"] for part in rows.values() for video in part["video"]]
-    assert sorted(sent) == sorted(f"home/train/{Path(p).relative_to(root)}" for p in paths)
-    assert "home/train/train/third/s1.mp4" in sent
+    assert sorted(sent) == sorted(f"{home}{Path(p).relative_to(root)}" for p in paths)
+    assert f"{home}train/third/s1.mp4" in sent
 
 
 def test_labels_are_compared_in_one_unicode_form(tmp_path):
@@ -281,6 +281,7 @@ def test_the_head_is_new_and_drawn_by_the_seed(native_checkpoint):
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.long
 def test_a_head_with_the_same_labels_goes_on_and_another_is_new(job, capsys):
     """The reported value: one's own finished model, trained on, fell to 0.25 at once."""
     finished = str(job[0] / "model")
@@ -525,6 +526,7 @@ def test_resuming_restores_every_weight_biases_too(clips_folder, native_checkpoi
     assert all(torch.equal(w, saved[name]) for name, w in resumed.model.state_dict().items())
 
 
+@pytest.mark.long
 def test_it_overfits_one_batch(clips_folder):
     set_seed(0)
     model, processor = train.load_model(str(TINY), LABELS)
@@ -601,6 +603,7 @@ def test_a_place_that_cannot_be_written_is_named(
         run_once(clips_folder, native_checkpoint, tmp_path, f"--{name}=/proc/here")
 
 
+@pytest.mark.long
 def test_a_home_that_cannot_be_written_is_no_hindrance(clips_folder, native_checkpoint, tmp_path):
     """Reported: the metric's cache, after an epoch."""
     environment = os.environ | {"HOME": "/proc/home", "HF_HOME": "/proc/hf"}
