@@ -27,7 +27,7 @@ def run_cells(name, parameters, stop=None):
         if cell.id == stop:
             break
         if cell.cell_type == "code" and not cell.source.startswith("%%"):
-            lines = (line for line in cell.source.splitlines() if not line.startswith("%"))
+            lines = (line for line in cell.source.splitlines() if line[:1] not in "%!" or not line)
             exec(compile("\n".join(lines), f"{name}:{cell.id}", "exec"), variables)
             if cell.id == "parameters":
                 if unknown := parameters.keys() - variables:

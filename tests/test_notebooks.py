@@ -42,7 +42,7 @@ def parsed(path):
     """The code that a reader steps through, as syntax trees of its cells."""
     for cell in cells(path, "code"):
         if not cell.source.startswith("%%"):
-            yield ast.parse(re.sub("^%", "#", cell.source, flags=re.MULTILINE))
+            yield ast.parse(re.sub("^[%!]", "#", cell.source, flags=re.MULTILINE))
 
 
 def test_the_series_is_there():
