@@ -121,6 +121,7 @@ def test_a_failed_job_says_why(notebook, local_image, capfd):
     run("container-trainer")  # makes the folder anew, whoever owns what is in it
 
 
+@pytest.mark.long
 def test_an_image_that_is_not_there(notebook, local_image, capfd):
     names, run = notebook
     names["local_container"] = "no-such-image-of-videomae-tests"

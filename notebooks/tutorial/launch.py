@@ -676,11 +676,16 @@ def show_streams(here, job: str, lines: int = 4) -> None:
             print("  ", event["message"][:100])
 
 
-def stop(here) -> None:
-    """Stops the jobs of run.json that still run, and gives up machines that wait in a warm pool."""
+def stop(here, *jobs: str) -> None:
+    """Stops jobs that still run, and gives up machines that wait in a warm pool.
+
+    `jobs`: names; without any, all jobs of run.json.
+    """
     sagemaker = here.session.client("sagemaker")
     for item in reversed(here.run["jobs"]):
         kind, name = item.split("/")
+        if jobs and name not in jobs:
+            continue
         try:
             if kind == "processing-job":
                 found = sagemaker.describe_processing_job(ProcessingJobName=name)
