@@ -58,7 +58,8 @@ def open_clip(path: Path):
     cover = av.stream.Disposition.attached_pic  # the picture of an audio file is no video
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
-        raise ValueError("no video stream" + " (audio only)" * bool(container.streams.audio))
+        sound = container.streams.audio  # FFmpeg sees a format in one of 300 files of noise
+        raise ValueError("no video stream (audio only)" if sound else "not a video, or damaged")
     if streams[0].codec_context is None:
         raise ValueError("damaged, or in a codec that FFmpeg cannot decode")
     width, height = streams[0].width, streams[0].height
