@@ -1,8 +1,8 @@
 """How many requests an endpoint answers: python tests/benchmarks/serving.py MODEL CLIPS
 
 MODEL: the unpacked model.tar.gz of a training job. CLIPS: a folder of videos, searched for *.mp4.
-Starts the model server of AWS's PyTorch images (see tests/serving) with 1, 2 and 4 workers, and
-sends 200 requests with each number of clients, one in twenty of them bad. "Of one process": the
+Starts the model server of AWS's PyTorch images (see tests/scripts/serving) with 1, 2 and 4 workers,
+and sends 200 requests with each number of clients, one in twenty of them bad. "Of one process": the
 rate over that of one process and one thread without a server, measured just before. Lost: no
 answer, or not the right one; a bad request is answered rightly with its 4xx.
 """
@@ -21,7 +21,7 @@ import psutil
 import urllib3
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "serving")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "scripts" / "serving")]
 import inference  # noqa: E402
 import server  # noqa: E402
 

@@ -217,8 +217,8 @@ def test_without_credentials_the_failing_cell_and_the_remedy_are_named(tmp_path)
 
 @pytest.mark.long
 def test_without_a_role_the_remedy_is_named(tmp_path):
+    from embedded import free_port
     from local_mode import aws
-    from test_aws import free_port
 
     port = free_port()
     text = f"endpoint_url: http://127.0.0.1:{port}\ncreate_role: false"

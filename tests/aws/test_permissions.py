@@ -24,8 +24,8 @@ import yaml
 from botocore.exceptions import ClientError
 from cells import notebook_cells, run_cells
 from conftest import ROOT
+from embedded import forget_sdk_clients, own_aws
 from local_mode import aws
-from test_aws import forget_sdk_clients, free_port
 
 NOTEBOOKS, TEMPLATE = ROOT / "notebooks", ROOT / "notebooks/aws/account.yaml"
 ACCOUNT, REGION, PREFIX = "123456789012", "us-east-1", "video-tutorial"
@@ -140,12 +140,7 @@ def account():
 
     This process is signed in as that user.
     """
-    before, port = dict(os.environ), free_port()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    try:
-        aws.start(port, grace_seconds=5, enforce=True)
-        aws.connect(f"http://127.0.0.1:{port}")
+    with own_aws(grace_seconds=5, enforce=True) as port:
         admin = boto3.Session(region_name=REGION)
         iam = admin.client("iam")
         iam.create_user(UserName="reader")
@@ -159,11 +154,6 @@ def account():
         forget_sdk_clients()
         reader = f"arn:aws:iam::{ACCOUNT}:user/reader"
         yield Account(admin, boto3.Session(region_name=REGION), reader, aws._state_folder(port))
-    finally:
-        aws.stop(port)
-        os.environ.clear()
-        os.environ.update(before)
-        forget_sdk_clients()
 
 
 def decisions(account):

@@ -1,7 +1,6 @@
 """Notebook 3 and its guide: the whole request, what is refused before it, the job, its end."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import boto3
@@ -9,11 +8,11 @@ import pytest
 from botocore.client import BaseClient
 from cells import run_cells
 from conftest import ROOT
+from embedded import own_aws
 from local_mode import aws
 from sagemaker.core.shapes import S3DataSource
 from sagemaker.core.training import configs
 from sagemaker.train import ModelTrainer
-from test_aws import forget_sdk_clients, free_port
 from tutorial import account, clean_up, launch
 
 ACCOUNT, USE = "123456789012", "training job usage"
@@ -26,18 +25,8 @@ CHOICES = {"model_name": "owner/some_model", "learning_rate": 4e-4}
 @pytest.fixture(scope="module")
 def endpoint():
     """The endpoint of an embedded AWS of this module's own."""
-    before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    port = free_port()
-    try:
-        forget_sdk_clients()
+    with own_aws(start=False) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        aws.stop(port)
-        os.environ.clear()
-        os.environ.update(before)
-        forget_sdk_clients()
 
 
 @pytest.fixture(autouse=True)

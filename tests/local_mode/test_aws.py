@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import subprocess
 import sys
 import tarfile
@@ -22,6 +21,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 from conftest import ROOT
+from embedded import free_port, own_aws
 from local_mode import aws
 from videos import every_frame, numbered, write_video
 
@@ -29,41 +29,15 @@ BUCKET, ROLE = "test-bucket", "arn:aws:iam::123456789012:role/test"
 FINAL = ("Completed", "Failed", "Stopped")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def forget_sdk_clients():
-    """The SDK keeps its first clients, with their endpoint, for as long as the process lives."""
-    from sagemaker.core.utils import utils
-
-    for meta in (utils.SingletonMeta, utils._ClientCacheMeta):
-        meta._instances.clear()
-    utils._ClientCacheMeta._default = None
-
-
 @pytest.fixture(scope="module")
 def port():
     """An embedded AWS of this module's own, with five seconds of grace; connected to."""
-    before, port = dict(os.environ), free_port()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    try:
-        aws.start(port, grace_seconds=5, spot_interruptions=0)
-        aws.connect(f"http://127.0.0.1:{port}")
+    with own_aws(grace_seconds=5, spot_interruptions=0) as port:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         put("clips/train/raise/1.mp4", b"one")
         put("clips/train/raise/2.mp4", b"two")
         put("clips/training_notes.txt", b"not in the folder, but of the prefix")
-        forget_sdk_clients()
         yield port
-    finally:
-        aws.stop(port)
-        os.environ.clear()
-        os.environ.update(before)
-        forget_sdk_clients()
 
 
 def put(key, body):

@@ -1,13 +1,12 @@
 """Notebook 1's part of an account: sign in, role, bucket, quotas; and what run.json keeps of it."""
 
 import json
-import os
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError
+from embedded import free_port, own_aws
 from local_mode import aws
-from test_aws import forget_sdk_clients, free_port
 from tutorial import account
 
 ROLE = "SageMaker-Video-ExecutionRole"
@@ -17,14 +16,8 @@ TYPES = ["ml.m5.xlarge", "ml.g4dn.xlarge", "ml.g5.xlarge", "ml.p9.xlarge"]
 @pytest.fixture
 def url():
     """The address of an embedded AWS of one test's own; begin() starts it."""
-    before, port = dict(os.environ), free_port()
-    try:
+    with own_aws(start=False) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        aws.stop(port)
-        os.environ.clear()
-        os.environ.update(before)
-        forget_sdk_clients()
 
 
 @pytest.fixture

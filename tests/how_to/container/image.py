@@ -1,6 +1,6 @@
 """An image that runs train.py, out of the files of this machine: nothing is downloaded.
 
-    python tests/container/image.py NAME
+    python tests/how_to/container/image.py NAME
 
 It holds the Python that runs this, torch (as AWS's training images do), the packages of
 scripts/requirements.txt, all as they are installed here, the system libraries that those link, bash
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "scripts" / "requirements.txt"
+REQUIREMENTS = Path(__file__).resolve().parents[3] / "scripts" / "requirements.txt"
 LIBRARY = f"usr/local/lib/python{sysconfig.get_python_version()}"  # where the image has Python's
 SETTINGS = [
     "ENV PATH=/usr/local/bin:/usr/bin:/bin",

@@ -7,8 +7,7 @@ import boto3
 import pytest
 from cells import run_cells
 from conftest import ROOT
-from local_mode import aws
-from test_aws import forget_sdk_clients, free_port
+from embedded import own_aws
 from tutorial import account
 
 GUIDE, BUCKET = "how_to/bring_your_own_clips", "clips-of-mine"
@@ -18,22 +17,12 @@ GUIDE, BUCKET = "how_to/bring_your_own_clips", "clips-of-mine"
 def here(tmp_path, monkeypatch):
     """The account of an embedded AWS, with a bucket, as notebook 1 leaves it in run.json."""
     monkeypatch.chdir(ROOT / "notebooks")
-    before, port = dict(os.environ), free_port()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
-    try:
-        forget_sdk_clients()
-        aws.connect(f"http://127.0.0.1:{port}")
+    with own_aws() as port:
         os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         here = account.read_run(tmp_path)
         here.remember(endpoint_url=f"http://127.0.0.1:{port}", dataset="clips of notebook 2")
         yield here
-    finally:
-        aws.stop(port)
-        os.environ.clear()
-        os.environ.update(before)
-        forget_sdk_clients()
 
 
 def test_clips_come_from_s3_and_the_tutorial_keeps_its_own(here):

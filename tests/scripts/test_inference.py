@@ -306,7 +306,7 @@ def repeat(source, target, times):
 
 MEMORY = """
 import sys, psutil, torch
-sys.path[:0] = ["tests", "scripts"]
+sys.path[:0] = ["tests", "tests/scripts", "scripts"]
 import inference
 from test_inference import bright_classifier
 torch.set_num_threads(1)

@@ -1,15 +1,14 @@
 """The clean-up: what it deletes, that it looks again, and what happens if something stays."""
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, WaiterError
+from embedded import own_aws
 from local_mode import aws
-from test_aws import forget_sdk_clients, free_port
 from tutorial import account, clean_up
 
 BUCKET, FOLDER = "of-the-series", "video-tutorial/1/"
@@ -19,17 +18,9 @@ HOME = f"s3://{BUCKET}/{FOLDER}"
 @pytest.fixture
 def port(monkeypatch):
     """An embedded AWS of one test's own, connected to."""
-    before, port = dict(os.environ), free_port()
     monkeypatch.setattr(clean_up, "SECONDS", 0)
-    try:
-        aws.connect(f"http://127.0.0.1:{port}")
-        forget_sdk_clients()
+    with own_aws() as port:
         yield port
-    finally:
-        aws.stop(port)
-        os.environ.clear()
-        os.environ.update(before)
-        forget_sdk_clients()
 
 
 @pytest.fixture

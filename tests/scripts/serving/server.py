@@ -19,7 +19,7 @@ from typing import NamedTuple
 import psutil
 import urllib3
 
-CODE = Path(__file__).parents[2] / "scripts"
+CODE = Path(__file__).parents[3] / "scripts"
 
 
 class Server(NamedTuple):
@@ -66,7 +66,7 @@ def running(archive: Path, workers: int = 1, seconds: float = 120, **environ) ->
     """Unpacks the artefact, serves it, and ends the server with all its processes.
 
     `environ` is the endpoint's environment. The requirements in the artefact are not installed:
-    tests/test_images.py does that. Raises RuntimeError with the end of the log if /ping does not
+    scripts/test_images.py does that. Raises RuntimeError with the end of the log if /ping does not
     answer in time. It answers before the model is loaded; the first requests wait for that.
     """
     # A short path, since the workers' sockets lie in it.
