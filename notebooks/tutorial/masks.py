@@ -1,10 +1,15 @@
-"""Videos with a label for each pixel: what notebook 5 counts, fetches and compares."""
+"""Videos with a label for each pixel: what notebook 5 counts, fetches and compares.
+
+Notebook 5 writes scripts/train_segmentation.py, so only functions of the guide import it.
+"""
 
 import json
 import shutil
 import sys
 import tarfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tutorial import account, launch, results
 
 sys.path.insert(0, str(account.HERE.parent / "scripts"))
-from segmentation_data import Video, Videos, read_frame, read_mask
+from segmentation_data import (
+    Video,
+    Videos,
+    load_videos,
+    mask_problem,
+    read_frame,
+    read_frames,
+    read_mask,
+)
 
 # Where SageMaker finds metrics in the log of train_segmentation.py.
 METRICS = [
@@ -41,14 +54,26 @@ def encoder(here, model_name=None) -> str:
 
 def shares(videos: Videos, most: int = 40) -> pd.DataFrame:
     """The share of the pixels that each label has, in a few masks of `most` training videos."""
+    pixels = _pixels(videos, most)
+    table = (pixels / pixels.sum()).rename("share of the pixels")
+    return table.sort_values(ascending=False).head(10).map("{:.2%}".format).to_frame()
+
+
+def rarest(videos: Videos, most: int = 40) -> str:
+    """The label with the fewest pixels, but some, in a few masks of `most` training videos."""
+    pixels = _pixels(videos, most)[videos.labels]
+    return pixels[pixels > 0].idxmin()
+
+
+def _pixels(videos: Videos, most: int) -> pd.Series:
+    """The number of pixels by label; void comes last."""
     count = len(videos.labels)
     pixels = np.zeros(count + 1)
     for video in videos.splits["train"][:most]:
         for path in video.masks[:: max(1, len(video.masks) // 4)]:
-            mask = np.minimum(read_mask(path, count, videos.meaning), count)  # void comes last
+            mask = np.minimum(read_mask(path, count, videos.meaning), count)
             pixels += np.bincount(mask.ravel(), minlength=count + 1)
-    table = pd.Series(pixels / pixels.sum(), [*videos.labels, "void"], name="share of the pixels")
-    return table.sort_values(ascending=False).head(10).map("{:.2%}".format).to_frame()
+    return pd.Series(pixels, [*videos.labels, "void"])
 
 
 def read(videos: Videos, video: Video) -> tuple[np.ndarray, np.ndarray]:
@@ -160,3 +185,136 @@ def predicted(folder: Path, video: Video) -> np.ndarray:
     (place,) = folder.glob("output/**/results")
     files = [place / video.name / f"{Path(path).stem}.png" for path in video.frames]
     return np.stack([np.array(Image.open(file)) for file in files])
+
+
+# ---- On this computer: the guide -----------------------------------------------------------------
+
+
+def problems(videos: Videos, frame, folder) -> pd.Series:
+    """What the script says of each mask in `folder`, as masks of the picture `frame`; by file name.
+
+    A mask without a problem has an empty text.
+    """
+    meaning = {"num_labels": len(videos.labels), "meaning": videos.meaning}
+    found = {}
+    for path in sorted(Path(folder).glob("*.png")):
+        problem, _ = mask_problem(str(frame), str(path), **meaning)
+        found[path.name] = (problem or "").replace(f"{folder}/", "")
+    return pd.Series(found, name="what is wrong", dtype=object)
+
+
+def short_run(videos: str, model_name: str, flags: dict, folder) -> SimpleNamespace:
+    """Trains on this computer, as train_segmentation.py does; saves nothing.
+
+    flags: of the script, such as {"loss": "ce", "max_steps": 80}. Returns model (in evaluation
+    mode), processor and iou: a DataFrame with the IoU of each label on the validation clips, by
+    training step. Five evaluations, the last one at the end. Raises ValueError for a wrong flag.
+    """
+    import train_segmentation as seg
+
+    own = {"dataset": videos, "model_name": model_name, "output_dir": folder}
+    own |= {"lr_scheduler_type": "constant_with_warmup"}  # else a longer run begins otherwise
+    own |= {"save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": False}
+    own |= {"eval_strategy": "steps", "eval_steps": max(1, flags["max_steps"] // 5)}
+    words = [text for name, value in (own | flags).items() for text in (f"--{name}", str(value))]
+    args = seg.train.parse_arguments(words, seg.Arguments)
+    data = load_videos(videos)
+    seg.set_seed(args.seed)  # the same decoder, and the same clips in the same order, in each run
+    model, processor = seg.make_model(args, data.labels)
+    trainer = seg.make_trainer(args, data, model, processor)
+    trainer.train()
+    rows = {entry["step"]: entry for entry in trainer.state.log_history if "eval_miou" in entry}
+    iou = (
+        pd.DataFrame(rows)
+        .T.filter(like="eval_iou_")
+        .rename(columns=lambda n: n[len("eval_iou_") :])
+    )
+    return SimpleNamespace(model=trainer.model.eval(), processor=processor, iou=iou)
+
+
+def of_job(here) -> SimpleNamespace:
+    """What `fetch` brought of the job: model (in evaluation mode), processor and folder.
+
+    Raises RuntimeError, with the notebook to run, if nothing was fetched.
+    """
+    import train_segmentation as seg
+
+    folder = here.output / "segmentation"
+    if not (folder / "model" / "config.json").is_file():
+        raise RuntimeError(f"{folder} has no model: run 05_video_segmentation.ipynb to its end")
+    model = seg.VideoMAEForVideoSegmentation.from_pretrained(folder / "model").eval()
+    processor = seg.train.clip_processor(folder / "model", model.config.image_size)
+    return SimpleNamespace(model=model, processor=processor, folder=folder)
+
+
+def frames_in(folder) -> Video:
+    """The JPEG frames in a folder, in the order of their names, as a video without masks.
+
+    Raises FileNotFoundError if there are none.
+    """
+    folder = Path(folder)
+    frames = sorted(str(path) for path in folder.glob("*.jpg"))
+    if not frames:
+        raise FileNotFoundError(f"{folder}: no *.jpg; make frames with ffmpeg, as in section 1")
+    return Video(folder.name, frames, [])
+
+
+def segmented(trained, video: Video) -> np.ndarray:
+    """The masks that a model makes of a whole video, uint8 [frames, height, width].
+
+    trained: of short_run or of_job. It computes on a GPU if there is one.
+    """
+    from train_segmentation import segment_video
+
+    model = trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return np.stack(list(segment_video(model, read_frames(video), trained.processor)))
+
+
+def iou(videos: Videos, judged: list[Video], found: list[np.ndarray]) -> dict[str, float]:
+    """The IoU of each label, and their mean as "miou", over whole videos.
+
+    found: of each video of `judged`, the masks uint8 [frames, height, width].
+    """
+    import train_segmentation as seg
+
+    metric = seg.pixel_metric(len(videos.labels))
+    for video, ours in zip(judged, found, strict=True):
+        metric.update(*(torch.from_numpy(part).long() for part in (ours, read(videos, video)[1])))
+    scores = seg.pixel_scores(metric, videos.labels)
+    kept = {name: value for name, value in scores.items() if name.startswith(("miou", "iou_"))}
+    return {name.removeprefix("iou_"): value for name, value in kept.items()}
+
+
+def step_cost(config, side: int, checkpointing=False, frozen=False, bf16=False) -> dict:
+    """What a training step on one clip takes: {"clips/s": ..., "MB kept": ...}.
+
+    config: of a VideoMAEForVideoSegmentation; side: of the square, in pixels. "MB kept" is what
+    torch keeps for the backward pass, weights included: on a GPU, most of the memory of a step.
+    checkpointing: --activation_checkpointing; frozen: --freeze backbone; bf16: --precision bf16.
+    The speed is that of the fastest of three steps.
+    """
+    import train_segmentation as seg
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = seg.VideoMAEForVideoSegmentation(config).to(device).train()
+    seg.train.trainable(net, "backbone" if frozen else "none")
+    if checkpointing:
+        net.activation_checkpointing_enable({"use_reentrant": False})
+    clip = torch.rand(1, config.clip_length, 3, side, side, device=device)
+    labels = torch.zeros(clip.shape[:2] + clip.shape[3:], dtype=torch.long, device=device)
+    seconds, kept = [], {}  # by address, because one tensor may be kept twice
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    half = torch.autocast(device, torch.bfloat16, enabled=bf16)
+    for _ in range(3):
+        kept.clear()
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), half:
+            loss = seg.segmentation_loss(net(pixel_values=clip), labels)
+        loss.backward()
+        net.head.bias.grad.sum().item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return {"clips/s": 1 / min(seconds), "MB kept": sum(kept.values()) / 1e6}

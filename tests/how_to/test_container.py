@@ -1,18 +1,19 @@
 """The guide run_in_a_container in real containers: one job that succeeds, and how others fail."""
 
+import json
 import os
-import subprocess
-import tarfile
 import time
 from contextlib import ExitStack
+from subprocess import run
 
-import nbformat
 import pytest
 import yaml
+from cells import run_cells
 from conftest import ROOT, TINY
 from container import engine, image
+from tutorial import container
 
-NOTEBOOK = ROOT / "notebooks" / "how_to" / "run_in_a_container.ipynb"
+GUIDE = "how_to/run_in_a_container"
 IMAGE = "videomae-tests"
 
 
@@ -34,7 +35,7 @@ def local_image(tmp_path_factory):
     if engine.answers():
         image.build(IMAGE)
         yield IMAGE
-        subprocess.run(["docker", "rmi", "--force", IMAGE], check=True, capture_output=True)
+        run(["docker", "rmi", "--force", IMAGE], check=True, capture_output=True)
     elif obstacle := engine.obstacle():
         pytest.skip(obstacle)
     else:
@@ -48,8 +49,8 @@ def local_image(tmp_path_factory):
 
 
 @pytest.fixture
-def notebook(tmp_path, clips_folder, monkeypatch):
-    """What the guide's cells before the script leave behind; without any AWS credentials."""
+def guide(tmp_path, clips_folder, monkeypatch):
+    """Runs the guide up to a cell, after notebooks 1 and 2; without any AWS credentials."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name in (
@@ -57,100 +58,71 @@ def notebook(tmp_path, clips_folder, monkeypatch):
         "AWS_SHARED_CREDENTIALS_FILE",
         "SAGEMAKER_USER_CONFIG_OVERRIDE",
     ):
-        monkeypatch.setenv(name, os.devnull)  # the last one is set by the notebook
-    monkeypatch.chdir(NOTEBOOK.parent.parent)
-    cells = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
-    flags = "--epochs 1 --train_batch_size 4 --eval_batch_size 4 --learning_rate 1e-3"
-    names = {"output_dir": str(tmp_path), "model_name": str(TINY), "local_container": None}
+        monkeypatch.setenv(name, os.devnull)  # the last one is set by the guide
+    monkeypatch.chdir(ROOT / "notebooks")
+    output = tmp_path / "my outputs"  # a space, as readers have them
+    output.mkdir()
+    choices = {"model_name": str(TINY), "learning_rate": 1e-3}
+    known = {"region": "us-east-1", "dataset": str(clips_folder), "choices": choices}
+    (output / "run.json").write_text(json.dumps(known))
 
-    def run(*ids):
-        for cell in ids:
-            exec(compile(cells[cell], f"run_in_a_container, cell {cell}", "exec"), names)
-        return names
+    def run_guide(image, stop=None):
+        given = {"output_dir": str(output), "local_container": image, "smoke_batch": 4}
+        return run_cells(GUIDE, given, stop)
 
-    run("start", "imports")
-    names |= {
-        "output": tmp_path,
-        "smoke": clips_folder,
-        "flags": [*flags.split(), "--model_name", str(TINY)],
-    }
-    return names, run
+    return run_guide
 
 
 @pytest.mark.long
-def test_the_same_job_in_a_container(notebook, local_image, capfd):
-    names, run = notebook
-    names["local_container"] = local_image
-    run(
-        "run-script",
-        "artefact",
-        "container-lacking",
-        "container-check",
-        "container-trainer",
-        "container-run",
-    )
+def test_the_same_job_in_a_container(guide, local_image, capfd):
+    """The whole guide, as a reader runs it."""
+    made = guide(local_image)
     log = capfd.readouterr().out
-    assert "Docker answers" in log
+    assert "Missing here: nothing" in log and "Both runs are here." in log
     assert "--dataloader_num_workers 0" in log and "'eval_accuracy'" in log
 
-    root = names["root"]
+    root = made["root"]
     # Whoever is not root, as the container is, must be able to collect the weights.
     assert (root / "model" / "model.safetensors").stat().st_mode & 0o044 == 0o044
-    with tarfile.open(root / "compressed_artifacts" / "model.tar.gz") as packed:
-        files = packed.getnames()
-    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= {*files}
-    run("container-artefact")
-    apart = float(capfd.readouterr().out.split("largest difference of a weight:")[1])
-    assert apart < 1e-6  # the image holds the versions of this machine
+    assert (root / "compressed_artifacts" / "model.tar.gz").exists()
+    table = container.compare((made["job"] / "model", made["job"] / "data"), made["inside"])
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= {
+        *table.loc["files of the model", "container"].split(", ")
+    }
+    ours, theirs = table.drop("largest difference of a weight").T.values.tolist()
+    assert ours == theirs  # the image holds the versions of this machine
+    assert float(table.loc["largest difference of a weight", "container"]) < 1e-6
     compose = yaml.safe_load((root / "docker-compose.yaml").read_text())
     environment = compose["services"]["algo-1"]["environment"]
     assert not any(line.startswith("AWS_") for line in environment), "credentials go in"
+    assert container.stopped(root) == []
+    container.make_room(root)  # makes the folder anew, whoever owns what is in it
+    assert not (root / "artifacts").exists()
 
 
 @pytest.mark.long
-def test_a_failed_job_says_why(notebook, local_image, capfd):
-    names, run = notebook
-    names["local_container"] = local_image
-    names["flags"] += ["--epoch", "2"]
-    run("container-lacking", "container-check", "container-trainer")
+def test_a_failed_job_says_why(guide, local_image):
+    made = guide(local_image, stop="container-run")
+    made["trainer"].hyperparameters["epoch"] = "2"
+    inputs = [made["InputData"](channel_name=n, data_source=s) for n, s in made["channels"].items()]
     with pytest.raises(RuntimeError, match="not used by the HfArgumentParser: .'--epoch'") as error:
-        run("container-run")
+        container.run(made["trainer"], inputs, made["root"])
     assert str(error.value).startswith("the job in the container failed: ")
-    left = subprocess.run(names["left"].split(), capture_output=True, text=True, check=True)
-    assert left.stdout == ""
-    run("container-trainer")  # makes the folder anew, whoever owns what is in it
+    assert container.stopped(made["root"]) == []
 
 
 @pytest.mark.long
-def test_an_image_that_is_not_there(notebook, local_image, capfd):
-    names, run = notebook
-    names["local_container"] = "no-such-image-of-videomae-tests"
-    run("container-lacking", "container-check", "container-trainer")
-    with pytest.raises(RuntimeError, match="see the lines above"):
-        run("container-run")
-    assert "no-such-image-of-videomae-tests" in capfd.readouterr().out
+def test_an_image_that_is_not_there(local_image):
+    assert container.lacking("no-such-image").startswith("Docker has no image no-such-image here")
+    assert container.lacking(local_image) == ""
 
 
-@pytest.mark.parametrize(
-    "wanted, address, path, reason",
-    [
-        (None, None, None, "local_container names no image"),
-        ("some-image", "tcp://127.0.0.1:1", None, "127.0.0.1:1"),
-        ("some-image", None, "/nowhere", "no command `docker`"),
-    ],
-)
-def test_without_an_engine_the_notebook_says_so_and_goes_on(
-    notebook, monkeypatch, capsys, wanted, address, path, reason
-):
-    names, run = notebook
-    names["local_container"] = wanted
-    if address:
-        monkeypatch.setenv("DOCKER_HOST", address)
-    if path:
-        monkeypatch.setenv("PATH", path)
-    run("container-lacking", "container-check", "container-trainer", "container-run")
-    names["AutoModelForVideoClassification"] = names["finished"] = None
-    run("container-artefact")
+@pytest.mark.long
+def test_without_an_engine_the_guide_says_so_and_goes_on(guide, monkeypatch, capsys):
+    """The same table, with one column; and the commands to get Docker's image."""
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    made = guide("some-image")
     said = capsys.readouterr().out
-    assert reason in said and "docker pull" in said and "docker login" in said
-    assert not (names["root"] / "compressed_artifacts").exists()
+    assert "docker pull" in said and "docker login" in said
+    assert f"No second column, because {made['lacking']}." in said
+    assert not (made["root"] / "artifacts").exists() and made["inside"] is None

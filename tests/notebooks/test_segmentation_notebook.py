@@ -1,5 +1,6 @@
 """Notebook 5: what it launches, and tutorial/masks.py, which fetches and shows the masks."""
 
+import copy
 import io
 import json
 import re
@@ -14,6 +15,7 @@ import torch
 import train_segmentation as seg
 from cells import run_cell
 from conftest import TINY
+from PIL import Image
 from tutorial import masks, model_size, pictures
 
 NB = "05_video_segmentation"
@@ -216,3 +218,90 @@ def test_clips_of_several_sizes_become_one_film():
     assert film.shape == (5, 8, 10, 3)
     assert (film.sum((1, 2, 3)) == [4 * 9 * 3 * 5] * 2 + [7 * 6 * 3 * 7] * 3).all()
     assert (film[0, 2:6, :9] == 5).all()  # in the middle
+
+
+# ---- The guide segment_your_own_videos ----------------------------------------------------------
+
+
+def test_the_rarest_label_is_one_that_occurs(data):
+    assert masks.rarest(data) == "raised_arm"
+    more = sd.Videos(data.splits, [*LABELS, "never drawn"], "classes")
+    assert masks.rarest(more) == "raised_arm"
+
+
+def test_each_spoilt_mask_is_named_with_what_is_wrong(data, tmp_path):
+    video = data.splits["train"][0]
+    with Image.open(video.masks[0]) as mask:
+        mask.save(tmp_path / "a good one.png")
+        mask.convert("RGB").save(tmp_path / "colours.png")
+        mask.resize((10, 10)).save(tmp_path / "small.png")
+        Image.new("L", mask.size, 200).save(tmp_path / "unknown.png")
+    found = masks.problems(data, video.frames[0], tmp_path)
+    assert found["a good one.png"] == ""
+    for name in ("colours.png", "small.png", "unknown.png"):
+        assert name in found[name] and str(tmp_path) not in found[name]
+    assert len({*found}) == 4
+
+
+def test_a_short_run_judges_each_label_by_step_and_saves_nothing(data, tmp_path):
+    """And both losses begin at the same weights, with the same clips."""
+    videos = str(Path(data.splits["train"][0].frames[0]).parents[3])
+    flags = {"max_steps": 2, "train_batch_size": 1, "clip_length": 2, "crop_size": 32}
+    flags |= {"decoder_width": 16, "learning_rate": 1e-12, "dataloader_num_workers": 0}
+    runs = [
+        masks.short_run(videos, str(TINY), flags | {"loss": loss}, tmp_path / "checkpoints")
+        for loss in ("ce", "ce+dice")
+    ]
+    assert runs[0].iou.index.tolist() == [1, 2]
+    assert {*runs[0].iou.columns} <= {*LABELS}
+    assert runs[0].iou.equals(runs[1].iou) and not runs[0].model.training
+    assert not list(tmp_path.glob("checkpoints/**/*.safetensors"))
+    video = data.splits["test"][0]
+    found = masks.segmented(runs[0], video)
+    assert found.shape == masks.read(data, video)[1].shape and found.max() <= 2
+    with pytest.raises(ValueError, match="--loss is one of"):
+        masks.short_run(videos, str(TINY), flags | {"loss": "dise"}, tmp_path)
+
+
+def test_the_model_of_the_job_is_the_one_that_was_fetched(model, data, tmp_path):
+    here = SimpleNamespace(output=tmp_path)
+    with pytest.raises(RuntimeError, match="has no model: run 05_video_segmentation.ipynb"):
+        masks.of_job(here)
+    own = copy.deepcopy(model)
+    own.config.update({"clip_length": 4, "crop_size": 64, "short_side": 64})
+    processor = seg.load_model(str(TINY), LABELS, decoder_width=16)[1]
+    for part in (own, processor):
+        part.save_pretrained(tmp_path / "segmentation" / "model")
+    job, video = masks.of_job(here), data.splits["test"][0]
+    expected = np.stack(list(seg.segment_video(own.eval(), sd.read_frames(video), processor)))
+    assert (masks.segmented(job, video) == expected).all()
+    assert not job.model.training and job.folder == tmp_path / "segmentation"
+
+
+def test_a_folder_of_frames_is_a_video_without_masks(data, tmp_path):
+    video = data.splits["test"][0]
+    found = masks.frames_in(Path(video.frames[0]).parent)
+    assert (found.name, found.frames, found.masks) == (video.name, list(video.frames), [])
+    with pytest.raises(FileNotFoundError, match="no \\*.jpg; make frames with ffmpeg"):
+        masks.frames_in(tmp_path)
+
+
+def test_the_scores_of_whole_videos_are_those_of_their_masks(data):
+    videos = data.splits["test"][:2]
+    true = [masks.read(data, video)[1] for video in videos]
+    assert masks.iou(data, videos, true) == {"miou": 1, "background": 1, "body": 1, "raised_arm": 1}
+    no_arm = [np.where(part == 2, 1, part) for part in true]
+    found = masks.iou(data, videos, no_arm)
+    body, arm = (sum((part == label).sum() for part in true) for label in (1, 2))
+    assert found["raised_arm"] == 0 and found["body"] == pytest.approx(body / (body + arm))
+
+
+def test_a_step_keeps_less_with_checkpointing_and_with_a_frozen_encoder(model):
+    config = copy.deepcopy(model.config)
+    config.clip_length = 2
+    plain, checkpointing, frozen = (
+        masks.step_cost(config, 32, **way)["MB kept"]
+        for way in ({}, {"checkpointing": True}, {"frozen": True})
+    )
+    assert plain > checkpointing and plain > frozen
+    assert masks.step_cost(config, 96)["MB kept"] > 2 * plain
