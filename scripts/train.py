@@ -442,7 +442,7 @@ class Interruption(transformers.TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
-        if state.epoch % 1:  # at the end of an epoch, its evaluation comes first
+        if self.stop and state.epoch % 1:  # at the end of an epoch, its evaluation comes first
             self.on_train_end(args, state, control)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -406,3 +406,12 @@ def test_save_minutes_waits_for_the_evaluation_at_the_end_of_an_epoch(watch):
     assert not step(1.0, save_minutes=1e-9).should_save
     callback.on_save(None, SimpleNamespace(epoch=1.0), None)
     assert not step(1.25, save_minutes=60).should_save
+
+
+def test_a_signal_after_a_timed_checkpoint_is_heard(watch):
+    callback, step = watch
+    assert step(0.25, save_minutes=1e-9).should_save
+    callback.on_save(None, SimpleNamespace(epoch=0.25), None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    control = step(0.5)
+    assert control.should_training_stop and control.should_save
