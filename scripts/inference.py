@@ -4,9 +4,7 @@
 
 From the shell:     python inference.py MODEL VIDEO      (prints the intervals as JSON)
 From a program:     classify_video("lesson.mp4", load_classifier("outputs/model"))
-
-It lies beside train.py and reads frames as that script does: a model is only as good as the
-agreement between training and use.
+It lies beside train.py, and reads frames as that script does.
 """
 
 import argparse
@@ -17,10 +15,8 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,61 +41,51 @@ class Classifier(NamedTuple):
 
 
 def load_classifier(folder, device: str | None = None) -> Classifier:
-    """The classifier in `folder`, what a training job's model.tar.gz unpacks to.
+    """The classifier in `folder`, which a training job's model.tar.gz unpacks to.
 
-    device: "cpu", "cuda", ...; None takes a GPU if there is one. Raises ValueError with the
-    folder if no model lies in it.
+    device: None takes a GPU if there is one. Raises ValueError, with the folder, for no model.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; name the folder of an unpacked model.tar.gz")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForVideoClassification.from_pretrained(folder).to(device).eval()
-    config, record = model.config, folder / "run_record.json"
+    record = folder / "run_record.json"
     flags = json.loads(record.read_text())["arguments"] if record.is_file() else {}
-    return Classifier(
-        model,
-        AutoImageProcessor.from_pretrained(folder),
-        [config.id2label[i] for i in range(config.num_labels)],
-        config.num_frames,
-        config.image_size,
-        flags["sampling_rate"] if flags.get("sampling") == "dense" else 0,
-    )
+    rate = flags["sampling_rate"] if flags.get("sampling") == "dense" else 0
+    processor = AutoImageProcessor.from_pretrained(folder)
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    sizes = model.config.num_frames, model.config.image_size
+    return Classifier(model, processor, labels, *sizes, rate)
 
 
 # ---- Frames: each with its time, in order -------------------------------------------------------
-
 
 ROUNDING = 0.00051  # seconds; many a container counts in milliseconds
 LONGEST = 600  # seconds that one frame may stay, as a slide does; longer is a broken time
 RATE = 30  # frames per second in which a sampling rate counts: see train.frame_indices
 MAX_PIXELS = 8192 * 4320  # of a frame; a wrong header can ask for far more than there is memory
 REMEDY = "try: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
+BAR = "{l_bar}{bar}| {n:.0f} of {total} s of video [{elapsed}<{remaining}]"
 
 
-def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Every frame of a video and when it ends, in seconds since the start of the first.
+def shown_frames(path, progress: bool = False):
+    """Yields every frame of a video: (its end in seconds since the start of the first, frame).
 
     Decoded from start to end by one thread: always the right frames, in flat memory. A time that
     is missing or runs backwards is replaced by the rate's. Raises ValueError, with the path, for
     anything that is not a video or is damaged, or has a frame that stays longer than LONGEST.
     """
-    cover = av.stream.Disposition.attached_pic  # the picture of an audio file is no video
     frame, frames, start, last = None, 0, 0.0, 0.0
     try:
         with av.open(str(path)) as container:
-            streams = [s for s in container.streams.video if not s.disposition & cover]
-            if not streams or not (coder := streams[0].codec_context):
-                raise ValueError(f"{path}: no video stream, or of a codec that FFmpeg lacks")
-            check_shape(path, coder)
-            coder.thread_count = 1
-            step = min(LONGEST, 1 / float(streams[0].average_rate or RATE))
+            stream = video_stream(path, container)
+            step = min(LONGEST, 1 / float(stream.average_rate or RATE))
             timed = container.format.name != "avi"  # which has a rate only
             total = round(container.duration / av.time_base, 1) if container.duration else None
-            form = "{l_bar}{bar}| {n:.0f} of {total} s of video [{elapsed}<{remaining}]"
-            how = {"bar_format": form, "mininterval": 2, "disable": not progress}
-            with tqdm(total=total, desc=Path(path).name, **how) as bar:
-                for now in container.decode(streams[0]):
+            how = {"total": total, "bar_format": BAR, "mininterval": 2, "disable": not progress}
+            with tqdm(desc=Path(path).name, **how) as bar:
+                for now in container.decode(stream):
                     check_shape(path, now)  # which may change on the way
                     if now.is_corrupt:  # patched up by the decoder
                         raise ValueError(f"{path}: damaged after {last:.1f} s")
@@ -122,6 +108,17 @@ def shown_frames(path, progress: bool = False) -> Iterator[tuple[float, av.Video
     if frame is None:
         raise ValueError(f"{path}: a video without frames")
     yield last + (last / (frames - 1) if frames > 1 else step), frame  # lasts as long as the mean
+
+
+def video_stream(path, container):
+    """The stream to decode, by one thread. Raises ValueError if there is none that can be."""
+    cover = av.stream.Disposition.attached_pic  # the picture of an audio file is no video
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams or not streams[0].codec_context:
+        raise ValueError(f"{path}: no video stream, or of a codec that FFmpeg lacks")
+    check_shape(path, streams[0].codec_context)
+    streams[0].codec_context.thread_count = 1
+    return streams[0]
 
 
 def check_shape(path, frame) -> None:
@@ -159,7 +156,7 @@ def ticking_frames(path, tick: float, size: int, least: int = 0, progress: bool 
         yield end, [as_seen(frame, size)] * (least - ticks)
 
 
-# ---- Windows: what the model makes of them ------------------------------------------------------
+# ---- Windows and intervals ----------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -169,9 +166,7 @@ def clip_probabilities(clips: torch.Tensor, classifier: Classifier) -> torch.Ten
     return classifier.model(pixel_values=pixels).logits.float().softmax(-1).cpu()
 
 
-def judged_windows(
-    path, classifier, tick, hop, batch_size=8, progress=False, max_seconds=float("inf")
-):
+def judged_windows(path, classifier, tick, hop, batch_size=8, progress=False, max_seconds=np.inf):
     """Slides a window of `num_frames` ticks over a video, `hop` ticks at a time.
 
     Returns the windows' first ticks (list), float32 [windows, labels] probabilities, and the
@@ -179,62 +174,49 @@ def judged_windows(
     repeats its last frame. No more than a batch of windows is in memory. Raises as shown_frames.
     """
     count = classifier.num_frames
-    ring, batch, firsts, judged = deque(maxlen=count), [], [], []
-    ticks, duration = 0, 0.0
-
-    def add(first):
-        firsts.append(first)
-        batch.append(torch.stack([*ring]))
-        if len(batch) == batch_size:
-            judge()
-
-    def judge():
-        # As numbers: small tensors would pin the memory that the large ones leave.
-        judged.extend(clip_probabilities(torch.stack(batch), classifier).tolist())
-        batch.clear()
-
+    ring, ticks, firsts, batch, judged = deque(maxlen=count), 0, [], [], []
     for end, shown in ticking_frames(path, tick, classifier.image_size, count, progress):
-        duration = end
         if end > max_seconds:
             raise ValueError(f"{path}: longer than {max_seconds:g} s")
         for picture in shown:
             ring.append(picture)
             ticks += 1
             if ticks >= count and (ticks - count) % hop == 0:
-                add(ticks - count)
+                firsts.append(ticks - count)
+                batch.append(torch.stack([*ring]))
+            if len(batch) == batch_size:
+                # As numbers: small tensors would pin the memory that the large ones leave.
+                judged += clip_probabilities(torch.stack(batch), classifier).tolist()
+                batch.clear()
     if firsts[-1] < ticks - count:
-        add(ticks - count)
+        firsts.append(ticks - count)
+        batch.append(torch.stack([*ring]))
     if batch:
-        judge()
-    return firsts, torch.tensor(judged), duration
+        judged += clip_probabilities(torch.stack(batch), classifier).tolist()
+    return firsts, torch.tensor(judged), end
 
 
-# ---- Time: from windows to intervals ------------------------------------------------------------
+def intervals(times, probabilities, labels, duration: float, threshold: float = 0.5) -> list[dict]:
+    """When a label's probability is above `threshold`: dicts of label, start, end (seconds), score.
+
+    times [windows]: the windows' centres, rising. probabilities [windows, labels]. A window counts
+    for the time half-way to its neighbours, or to the ends. score: the highest probability.
+    """
+    edges = [0.0, *((a + b) / 2 for a, b in zip(times, times[1:], strict=False)), duration]
+    found = []
+    for label, column in zip(labels, np.transpose(probabilities), strict=True):
+        above = np.flatnonzero(column > threshold)
+        gaps = np.flatnonzero(np.diff(above) > 1) + 1
+        for run in np.split(above, gaps) if len(above) else []:
+            start, end, score = edges[run[0]], edges[run[-1] + 1], float(column[run].max())
+            found.append({"label": label, "start": start, "end": end, "score": score})
+    return sorted(found, key=lambda interval: interval["start"])
 
 
 def moving_average(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over `width` neighbours (odd) along the first axis; over fewer at the two ends."""
     half = width // 2
     return np.stack([values[max(0, i - half) : i + half + 1].mean(0) for i in range(len(values))])
-
-
-def intervals(times, probabilities, labels, duration: float, threshold: float = 0.5) -> list[dict]:
-    """The stretches in which a label's probability is above `threshold`, sorted by their start.
-
-    times [windows]: the windows' centres in seconds, rising. probabilities [windows, labels].
-    A window speaks for the time around its centre, half-way to the next; the first and the last
-    one up to the ends of the video. Returns dicts of label, start, end (seconds), and score: the
-    highest probability.
-    """
-    edges = [0.0, *((a + b) / 2 for a, b in zip(times, times[1:], strict=False)), duration]
-    found = []
-    for label, column in zip(labels, np.transpose(probabilities), strict=True):
-        for above, run in groupby(range(len(times)), key=lambda i, p=column: p[i] > threshold):
-            run = [*run]
-            if above:
-                start, end, score = edges[run[0]], edges[run[-1] + 1], max(column[i] for i in run)
-                found.append({"label": label, "start": start, "end": end, "score": float(score)})
-    return sorted(found, key=lambda interval: interval["start"])
 
 
 def classify_video(
@@ -247,7 +229,7 @@ def classify_video(
     threshold: float = 0.5,
     batch_size: int = 8,
     progress: bool = False,
-    max_seconds: float = float("inf"),
+    max_seconds: float = np.inf,
 ) -> dict:
     """What happens in a video, and when: a dict that JSON can hold.
 
@@ -287,7 +269,7 @@ def classify_video(
 
 TYPES = ("video/mp4", "video/quicktime", "video/x-matroska", "video/x-msvideo", "video/webm",
          "video/mpeg", "application/octet-stream")  # fmt: skip
-DEMUXERS = "mov,matroska,avi,mpeg,mpegts"  # no playlists: those name other files and addresses
+DEMUXERS = "mov,matroska,avi,mpeg,mpegts"  # file formats; no lists of other files and addresses
 # What a request may set: from, to. The environment sets it for those that do not.
 SETTINGS = {"window_seconds": (0.1, 60), "hop_seconds": (0.05, 60), "threshold": (0, 1)}
 
@@ -418,9 +400,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="folder of a fine-tuned model, unpacked")
     parser.add_argument("video", help="a video file of any length")
     parser.add_argument("--window_seconds", type=float, default=2.5, help="default: %(default)s")
+    parser.add_argument("--hop_seconds", type=float, default=0.15, help="default: %(default)s")
     parser.add_argument("--threshold", type=float, default=0.5, help="default: %(default)s")
     args = parser.parse_args(argv)
-    settings = {"window_seconds": args.window_seconds, "threshold": args.threshold}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     try:
         result = classify_video(args.video, load_classifier(args.model), progress=True, **settings)
     except ValueError as error:

@@ -4,17 +4,20 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 os.environ["SAGEMAKER_VALIDATE_ROLE"] = "false"  # it would ask for more than least privilege
 
+import pandas as pd
 import rich
 from botocore.exceptions import ClientError
 from packaging.version import Version
@@ -34,6 +37,8 @@ RESERVED = ("code", "sm_drivers")  # channels of the SDK itself
 START_MINUTES = 7  # assumed: a machine is found, fetches the image, installs the packages
 SPARE_GB = 15  # of a disk: packages, model, checkpoints
 POLL_SECONDS = 3
+# By kind of job: the parameter of its notebook that takes up a job again.
+PARAMETERS = {"classification": "job_name", "segmentation": "segmentation_job"}
 _NAMES = "loss eval_loss eval_accuracy eval_f1 test_accuracy test_f1 train_samples_per_second"
 # Where SageMaker finds metrics: in the lines that Trainer logs.
 METRICS = [
@@ -243,6 +248,23 @@ def image(here, instance_type: str, family: str = "pytorch-amzn2023") -> str:
     raise ValueError(f"no {family} image for {instance_type} in {here.run['region']}")
 
 
+def versions(training_image: str) -> pd.DataFrame:
+    """The versions of Python and packages here and in a job on this image, read from its tag.
+
+    The packages of scripts/requirements.txt are the same, because the job installs them.
+    """
+    tag = training_image.rpartition(":")[2]
+    python = re.search(r"py3(\d+)", tag)
+    python = f"3.{python[1]}" if python else "3.12" if "amzn2023" in tag else "unknown"
+    there = {"python": python, "torch": tag.split("-")[0]}
+    requirements = (account.HERE.parent / "scripts" / "requirements.txt").read_text()
+    there |= dict(re.findall(r"^([\w-]+)==([\w.]+)$", requirements, re.MULTILINE))
+    ours = {n: platform.python_version() if n == "python" else metadata.version(n) for n in there}
+    table = pd.DataFrame({"here": ours, "in the job": there})
+    same = [ours[name].startswith(version) for name, version in there.items()]
+    return table.assign(note=["" if equal else "differs" for equal in same])
+
+
 def _refuse_old_gpus(instance_type: str) -> None:
     if re.match(r"ml\.p[23]", instance_type):
         raise ValueError(
@@ -362,7 +384,8 @@ def check_machines(here, trainer) -> None:
     if trainer.distributed is None and max(gpus, compute.instance_count) > 1:
         raise ValueError(
             f"{compute.instance_count} x {compute.instance_type}: several GPUs or machines need "
-            "distributed=Torchrun() in the request, or all but one wait. "
+            "distributed=Torchrun() in the request. Without it one slow process serves all GPUs of "
+            "a machine, and each machine trains for itself. "
             "how_to/train_on_many_machines.ipynb has the request."
         )
     if compute.enable_managed_spot_training and compute.keep_alive_period_in_seconds:
@@ -527,8 +550,10 @@ def start(here, trainer, job_name: str | None = None, kind: str = "classificatio
     job_name = trainer._latest_training_job.training_job_name
     here.add("jobs", f"training-job/{job_name}")
     here.remember(**{field: job_name})
-    parameter = "job_name" if kind == "classification" else f"{kind}_job"
-    print(f"{job_name} is started. To come back to it later: {parameter} = {job_name!r}")
+    back = f"launch.follow(here, {job_name!r})"
+    if kind in PARAMETERS:
+        back = f"{PARAMETERS[kind]} = {job_name!r}"
+    print(f"{job_name} is started. To come back to it later: {back}")
     return job_name
 
 

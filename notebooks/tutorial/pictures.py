@@ -276,7 +276,8 @@ def timeline(path, result: dict, label: str, threshold: float, true=()) -> Figur
     column = result["labels"].index(label)
     axis.plot(result["times"], [row[column] for row in result["smoothed"]], color=RIGHT)
     axis.axhline(threshold, linestyle=":", color=GREY)
-    axis.text(result["duration"], threshold + 0.02, "threshold ", ha="right", color=GREY)
+    axis.text(1.005, threshold, "threshold", va="center", color=GREY,
+              transform=axis.get_yaxis_transform())  # fmt: skip
     found = [(i["start"], i["end"]) for i in result["intervals"] if i["label"] == label]
     rows = [("found", found, WRONG), *([("true", true, TRUE)] if len(true) else [])]
     for line, (name, spans, colour) in enumerate(rows):

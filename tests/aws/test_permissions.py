@@ -15,6 +15,7 @@ import os
 import sys
 from collections import namedtuple
 from string import Template
+from types import SimpleNamespace
 
 import boto3
 import cfnlint.api
@@ -22,10 +23,11 @@ import cfnlint.decode
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from cells import notebook_cells, run_cells
+from cells import notebook_cells, run_cell, run_cells
 from conftest import ROOT
 from embedded import forget_sdk_clients, own_aws
 from local_mode import aws
+from tutorial import endpoint
 
 NOTEBOOKS, TEMPLATE = ROOT / "notebooks", ROOT / "notebooks/aws/account.yaml"
 ACCOUNT, REGION, PREFIX = "123456789012", "us-east-1", "video-tutorial"
@@ -85,6 +87,8 @@ NOT_MADE_HERE = {
         ("sagemaker:DeleteProcessingJob", PROCESSING, {}),
         ("sagemaker:StopTransformJob", f"{JOBS}:transform-job/video-1", {}),
         ("logs:DeleteLogStream", f"{LOGS}/TrainingJobs:log-stream:video-1/algo-1-1", {}),
+        # the graphs of a job in the console, to which launch.links leads
+        ("cloudwatch:GetMetricData", "*", {}),
         # quota and price
         (
             "servicequotas:RequestServiceQuotaIncrease",
@@ -119,6 +123,22 @@ def run(notebook, parameters, stop=None):
     (known,) = (cell.source for cell in notebook_cells(notebook) if cell.id == "parameters")
     names = {target.id for node in ast.parse(known).body for target in node.targets}
     return run_cells(notebook, {k: v for k, v in parameters.items() if k in names}, stop)
+
+
+def deploy(results):
+    """The guide's requests: an endpoint that answers, a batch transform job, and their end.
+
+    `results`: the variables of notebook 4.
+    """
+    here, video, machine = results["here"], results["long_video"], "ml.m5.xlarge"
+    settings = {"window_seconds": 2.5, "hop_seconds": 0.3, "threshold": 0.8}
+    given = {"here": here, "endpoint": endpoint, "settings": settings}
+    given |= {"tested": SimpleNamespace(trained=results["trained"]), "endpoint_instance": machine}
+    made = run_cell("how_to/deploy", "request", **given)
+    with endpoint.serving(here, made["packed"], made["model"], made["config"]) as ask:
+        assert "intervals" in ask(video)
+    (answer,) = endpoint.transform(here, made["packed"], made["model"], [video], machine)
+    assert "intervals" in answer
 
 
 def install_role(iam):
@@ -193,7 +213,7 @@ def series(account, clips_folder, tmp_path_factory):
     """The notebooks under the policies: {policy: [(action, resource, context), ...]}."""
     output, url = tmp_path_factory.mktemp("series"), os.environ["AWS_ENDPOINT_URL"]
     embedded = yaml.safe_load((NOTEBOOKS / "local_mode/parameters.yaml").read_text())
-    parameters = embedded | {"endpoint_url": url, "output_dir": str(output), "compare_nodes": []}
+    parameters = embedded | {"endpoint_url": url, "output_dir": str(output), "compare_nodes": [1]}
     parameters |= {"epochs": 1, "prepare_instances": 2, "deploy": True, "transform": True}
     parameters["hyperparameters"] = {
         "epochs": 1,
@@ -217,9 +237,7 @@ def series(account, clips_folder, tmp_path_factory):
         job = run("03_remote_launch", parameters)["described"]
         run("how_to/train_on_many_machines", parameters)
         between = belongings(account.admin)
-        run("04_results", parameters)
-        run("how_to/judge_a_model", parameters, stop="agreement")  # what asks CloudWatch
-        run("how_to/deploy", parameters)
+        deploy(run("04_results", parameters))
         run("06_clean_up", parameters)
         after = belongings(account.admin)
     assert job["TrainingJobStatus"] == "Completed"

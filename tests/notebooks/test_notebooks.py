@@ -50,32 +50,41 @@ def test_the_series_is_there():
     assert len(GUIDES) >= 8
 
 
-def test_the_tutorial_keeps_its_budgets(capsys):
+def sizes_of(path):
+    """What a notebook spends of its budget: {what: (how many, at most)}; the last is the words."""
+    steps, scripts = lines_of(path)
+    *_, second, longest = sorted(steps)
+    sizes = {
+        "cells": (len(nbformat.read(path, 4).cells), CELLS.get(path.stem[:2], 30)),
+        "lines in the median": (statistics.median(steps), 6),
+        "lines in the longest cell": (longest, 25),
+        "lines in the next longest": (second, 12),
+        "lines of the script in a cell": (max(scripts), 60),
+        "parameters": (len(next(parsed(path)).body), 8),
+    }
+    for node in (node for tree in parsed(path) for node in ast.walk(tree)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            sizes[f"lines of {node.name}"] = (node.end_lineno - node.lineno + 1, 6)
+    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    return sizes | {"words": (words, 1300 if path in GUIDES else 6500)}
+
+
+def test_tutorial_and_guides_keep_their_budgets(capsys):
     """The limits are those of a tutorial that is walked in an afternoon; see the table printed."""
-    table = ["", "     cells   of  words  median  longest  2nd  script  parameters"]
-    faults, total = [], 0
-    for path in TUTORIAL:
-        name, (steps, scripts) = path.stem[:2], lines_of(path)
-        words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
-        total += words if name != "05" else 0
-        *_, second, longest = sorted(steps)
-        sizes = {  # what: (how many, at most)
-            "cells": (len(nbformat.read(path, 4).cells), CELLS[name]),
-            "lines in the median": (statistics.median(steps), 6),
-            "lines in the longest cell": (longest, 25),
-            "lines in the next longest": (second, 12),
-            "lines of the script in a cell": (max(scripts), 60),
-            "parameters": (len(next(parsed(path)).body), 8),
-        }
-        for node in (node for tree in parsed(path) for node in ast.walk(tree)):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                sizes[f"lines of {node.name}"] = (node.end_lineno - node.lineno + 1, 6)
-        faults += [
-            f"{name}: {n} {what}, not {most}" for what, (n, most) in sizes.items() if n > most
-        ]
-        values = [n for n, _ in list(sizes.values())[:6]]
-        row = (name, values[0], CELLS[name], words, *values[1:])
-        table.append("{:5}{:5}{:5}{:7}{:8}{:9}{:5}{:8}{:12}".format(*row))
+    sizes = {path: sizes_of(path) for path in NOTEBOOKS}
+    faults = [
+        f"{path.stem}: {n} {what}, not {most}"
+        for path in NOTEBOOKS
+        for what, (n, most) in sizes[path].items()
+        if n > most
+    ]
+    total = sum(sizes[path]["words"][0] for path in TUTORIAL if path.stem[:2] != "05")
+    table = ["", f"{'':26}cells  median  longest  2nd  script  parameters  words"]
+    for path in NOTEBOOKS:
+        cells, median, longest, second, script, parameters = list(sizes[path].values())[:6]
+        row = (path.stem, *(n for n, _ in (cells, median, longest, second, script, parameters)))
+        row += (sizes[path]["words"][0],)
+        table.append("{:26}{:5}{:8}{:9}{:5}{:8}{:12}{:7}".format(*row))
     with capsys.disabled():
         table.append(f"words of 01 to 04 and 06: {total} of 6500")
         print(*table, sep="\n", file=sys.stderr)  # which a worker of xdist passes on
@@ -123,6 +132,14 @@ def test_a_lesson_says_time_and_money_how_to_come_back_and_what_to_try(path):
     text = "\n".join(markdown)
     assert re.search(r"[Cc]ome back|[Tt]omorrow", text) and "xercise" in text
     assert path.stem[:2] == "06" or "**Next" in markdown[-1] or "Next:" in markdown[-1]
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_a_guide_says_time_and_money_and_the_way_on(path):
+    markdown = [cell.source for cell in cells(path, "markdown")]
+    assert markdown[0].startswith("# How ")
+    assert re.search(r"\bminutes?\b", markdown[0]) and re.search(r"\$|billed|cost", markdown[0])
+    assert re.search(r"\]\(.*\.(ipynb|md)", markdown[-1])
 
 
 @each

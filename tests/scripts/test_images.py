@@ -9,14 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cells import run_cell
 from conftest import ROOT, TINY
 from packaging.version import Version
 from sagemaker.core import image_uris
 from sagemaker.core.utils import install_requirements
 from tutorial import launch
 
-GUIDE = "how_to/train_on_many_machines"
 REQUIREMENTS = ROOT / "scripts" / "requirements.txt"
 AL2023 = "pytorch-amzn2023"  # the SDK's name for AWS's PyTorch images on Amazon Linux 2023
 
@@ -87,22 +85,16 @@ def test_an_image_of_ones_own_is_taken_as_it_is():
 @pytest.mark.parametrize(
     "training_image, python", [(AL2023, "3.12"), ("pytorch", "3.13"), ("huggingface", "3.12")]
 )
-def test_the_difference_between_here_and_the_job_is_shown(
-    training_image, python, monkeypatch, capsys
-):
-    import pathlib
-
-    monkeypatch.chdir(ROOT / "notebooks")
+def test_the_difference_between_here_and_the_job_is_shown(training_image, python):
     uri = image(training_image)
-    capsys.readouterr()
-    run_cell(GUIDE, "image-versions", training_image=uri, re=re, Path=pathlib.Path)
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
-    assert lines["python"].split()[2] == python
-    torch_there = lines["torch"].split()[2]
+    table = launch.versions(uri)
+    assert table.loc["python", "in the job"] == python
+    torch_there = table.loc["torch", "in the job"]
     assert torch_there in uri and torch_there[0].isdigit()
-    assert lines["torch"].endswith("differs") != torch.__version__.startswith(torch_there)
+    same = torch.__version__.startswith(torch_there)
+    assert table.loc["torch", "note"] == ("" if same else "differs")
     for name, pin in pins().items():
-        assert lines[name].split()[2] == pin and "differs" not in lines[name]
+        assert table.loc[name, "in the job"] == pin and table.loc[name, "note"] == ""
 
 
 # ---- The requirements, over the packages that the images ship

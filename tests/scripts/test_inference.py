@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-from fractions import Fraction
 from types import SimpleNamespace
 
-import av
 import inference
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import torch
 import train
 from conftest import ROOT, TINY
 from local_mode import clips as drawn
-from tutorial import results
+from tutorial import results, watching
 from videos import noise, numbered, turn, write_sound, write_video
 
 COUNT, SIZE = 16, 32
@@ -284,26 +282,6 @@ def test_a_stream_that_begins_in_the_middle_is_an_error(tmp_path):
         inference.classify_video(path, bright_classifier())
 
 
-def repeat(source, target, times):
-    """Writes the packets of a video `times` times, one after the other: nothing is encoded."""
-    with av.open(str(source)) as old, av.open(str(target), "w") as new:
-        stream = old.streams.video[0]
-        copy = new.add_stream_from_template(stream)
-        packets = [p for p in old.demux(stream) if p.dts is not None]
-        data = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in packets]
-        span = max(pts for _, pts, *_ in data) + packets[0].duration
-        for n in range(times):
-            for content, pts, dts, key in data:
-                packet = av.Packet(content)
-                packet.pts, packet.dts, packet.time_base = (
-                    pts + n * span,
-                    dts + n * span,
-                    (Fraction(stream.time_base)),
-                )
-                packet.stream, packet.is_keyframe = copy, key
-                new.mux(packet)
-
-
 MEMORY = """
 import sys, psutil, torch
 sys.path[:0] = ["tests", "tests/scripts", "scripts"]
@@ -329,9 +307,9 @@ print(result["duration"], len(result["times"]), max(seen[2:]) - seen[2])
 def test_half_an_hour_takes_no_more_memory_than_its_first_minutes(tmp_path):
     frames = np.repeat(noise(5, 128, 160), 10, axis=0)
     write_video(tmp_path / "piece.mp4", frames, rate=5, bf="0")
-    repeat(tmp_path / "piece.mp4", tmp_path / "long.mp4", 180)
+    watching.repeat(tmp_path / "piece.mp4", tmp_path / "long.mkv", 180)
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path / "long.mp4")],
+        [sys.executable, "-c", MEMORY, str(tmp_path / "long.mkv")],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     duration, windows, growth = map(float, done.stdout.split())
@@ -342,7 +320,7 @@ def test_half_an_hour_takes_no_more_memory_than_its_first_minutes(tmp_path):
 def test_the_command_line_prints_json(classifier, tmp_path, monkeypatch, capsys):
     path = write_video(tmp_path / "clip.mp4", lights(2, []), rate=25)
     monkeypatch.setattr(inference, "load_classifier", lambda folder: bright_classifier())
-    inference.main(["MODEL", str(path), "--window_seconds", "1"])
+    inference.main(["MODEL", str(path), "--window_seconds", "1", "--hop_seconds", "0.5"])
     (interval,) = json.loads(capsys.readouterr().out)
     assert interval["label"] == "off" and interval["end"] == pytest.approx(2)
     with pytest.raises(SystemExit, match="gone.mp4: not a video"):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import boto3
 import pytest
 from botocore.client import BaseClient
-from cells import run_cells
+from cells import run_cell, run_cells
 from conftest import ROOT
 from embedded import own_aws
 from local_mode import aws
@@ -59,13 +59,25 @@ def run_of(output) -> dict:
     return json.loads((output / "run.json").read_text())
 
 
+def run_guide(output, options=None, **parameters):
+    """The variables of the guide before its launch, with these values in its cell `options`."""
+    parameters |= {"output_dir": str(output)}
+    made = run_cells(GUIDE, parameters, stop="upload") | (options or {})
+    for cell in ("upload", "prepare", "request", "cost-check"):
+        made = run_cell(GUIDE, cell, **made)
+    return made
+
+
 class Captured(Exception):
     """Carries the request that would have gone to AWS."""
 
 
 @pytest.fixture
 def request_of(set_up, monkeypatch):
-    """request_of(notebook, changes, **parameters): its CreateTrainingJob; its S3 folder as HOME."""
+    """request_of(notebook, changes, **parameters): its CreateTrainingJob; its S3 folder as HOME.
+
+    `options`: values of the guide's cell of that name.
+    """
     call = BaseClient._make_api_call
 
     def capture(client, operation, parameters):
@@ -76,10 +88,13 @@ def request_of(set_up, monkeypatch):
     monkeypatch.setattr(BaseClient, "_make_api_call", capture)
     monkeypatch.setattr(launch, "image", lambda *_: "my/image:1")
 
-    def request(notebook, changes=None, **parameters):
+    def request(notebook, changes=None, options=None, **parameters):
         output = set_up(**changes or {})
         with pytest.raises(Captured) as caught:
-            run_cells(notebook, parameters | {"output_dir": str(output)})
+            if notebook == GUIDE:
+                run_cell(GUIDE, "launch", **run_guide(output, options, **parameters))
+            else:
+                run_cells(notebook, parameters | {"output_dir": str(output)})
         (sent,) = caught.value.args
         text = json.dumps(sent).replace(sent["TrainingJobName"], "JOB")
         for home in run_of(output)["homes"]:
@@ -187,11 +202,12 @@ def test_the_request_with_everything(request_of, tmp_path):
         "enable_network_isolation": True,
         "enable_inter_container_traffic_encryption": True,
     }
+    quotas = {f"ml.m5.xlarge for spot {USE}": 2}
     sent, homes = request_of(
-        GUIDE, spot=True, instance_count=2, input_mode="FastFile",
-        instance_type="ml.m5.xlarge", kms_key=KEY, network=network, max_runtime=600, max_wait=900,
-        tags={"team": "video", "stage": "test"}, channels={"model": str(tmp_path / "weights")},
-        hyperparameters={"epochs": 1, "freeze": "all_but_4"}, job_prefix="video-other",
+        GUIDE, {"quotas": quotas, "choices": CHOICES | {"model_name": str(tmp_path / "weights")}},
+        {"spot": True, "input_mode": "FastFile", "kms_key": KEY, "network": network},
+        instance_type="ml.m5.xlarge", compare_nodes=[2], max_minutes=10,
+        hyperparameters={"epochs": 1, "train_batch_size": 2, "freeze": "all_but_4"},
     )  # fmt: skip
     assert sent["ResourceConfig"] == {
         "InstanceType": "ml.m5.xlarge", "InstanceCount": 2, "VolumeSizeInGB": 50,
@@ -200,13 +216,15 @@ def test_the_request_with_everything(request_of, tmp_path):
     assert sent["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert sent["EnableNetworkIsolation"] and sent["EnableInterContainerTrafficEncryption"]
     assert sent["EnableManagedSpotTraining"]
-    assert sent["StoppingCondition"] == {"MaxRuntimeInSeconds": 600, "MaxWaitTimeInSeconds": 900}
+    assert sent["StoppingCondition"] == {"MaxRuntimeInSeconds": 600, "MaxWaitTimeInSeconds": 1200}
     assert sent["OutputDataConfig"]["KmsKeyId"] == KEY
     assert sent["AlgorithmSpecification"]["TrainingInputMode"] == "FastFile"
     modes = {c["ChannelName"]: c.get("InputMode") for c in sent["InputDataConfig"]}
     assert modes == {"train": None, "model": None, "code": "File", "sm_drivers": "File"}
-    assert {tag["Key"]: tag["Value"] for tag in sent["Tags"]} == {"team": "video", "stage": "test"}
+    assert sent["Tags"] == [{"Key": "project", "Value": "video-tutorial"}]
     arrived = {"epochs": "1", "freeze": "all_but_4", "learning_rate": "0.0004"}
+    arrived |= {"train_batch_size": "2", "eval_batch_size": "8", "report_to": "tensorboard"}
+    arrived |= {"logging_steps": "1"}
     assert sent["HyperParameters"] == arrived
     bucket = boto3.resource("s3").Bucket(BUCKET)
     uploaded = [item.Object() for home in homes for item in bucket.objects.filter(Prefix=home)]
@@ -217,33 +235,41 @@ def test_the_request_with_everything(request_of, tmp_path):
 
 
 def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
-    sent, _ = request_of(GUIDE, kms_key=KEY)
+    sent, _ = request_of(GUIDE, options={"kms_key": KEY})
     assert "VolumeKmsKeyId" not in sent["ResourceConfig"]
     assert sent["OutputDataConfig"]["KmsKeyId"] == KEY
 
 
-@pytest.mark.parametrize(
-    "instance_type, torchrun",
-    [
-        ("ml.g4dn.xlarge", False),
-        ("ml.g4dn.12xlarge", True),
-        ("ml.g6.12xlarge", True),  # which the SDK's table does not know
-        ("ml.m5.xlarge", False),
-    ],
-)
-def test_several_gpus_run_under_torchrun(set_up, instance_type, torchrun):
+# The SDK's table does not know g6.
+@pytest.mark.parametrize("instance_type", ["ml.g4dn.12xlarge", "ml.g6.12xlarge"])
+def test_several_gpus_run_under_torchrun(set_up, instance_type):
     output = set_up(dollars_per_hour={instance_type: 5}, quotas={f"{instance_type} for {USE}": 1})
+    made = run_guide(output, instance_type=instance_type, compare_nodes=[1])
+    assert made["requests"][1].distributed is not None
     parameters = {"output_dir": str(output), "instance_type": instance_type}
-    made = run_cells(GUIDE, parameters, stop="prepare-request")
-    assert (made["make_trainer"]("job", 1, {}).distributed is not None) == torchrun
-    if torchrun:  # notebook 3 has no place for it
-        with pytest.raises(ValueError, match="several GPUs or machines need distributed=Torchrun"):
-            run_cells(LESSON, parameters, stop="launch")
+    with pytest.raises(ValueError, match="several GPUs or machines need distributed=Torchrun"):
+        run_cells(LESSON, parameters, stop="launch")  # which has no place for it
+
+
+def test_jobs_on_one_and_on_two_instances_differ_in_nothing_else(set_up):
+    """The same clips per step in all; folders of their own, below those that notebook 6 deletes."""
+    output = set_up()
+    made = run_guide(output, hyperparameters={"epochs": 2, "train_batch_size": 3})
+    one, two = made["requests"][1], made["requests"][2]
+    assert (one.compute.instance_count, two.compute.instance_count) == (1, 2)
+    assert one.hyperparameters == two.hyperparameters | {"train_batch_size": 6}
+    places = [
+        (t.output_data_config.s3_output_path, t.checkpoint_config.s3_uri,
+         t._tensorboard_output_config.s3_output_path) for t in (one, two)
+    ]  # fmt: skip
+    homes = tuple(run_of(output)["homes"])
+    assert len({*places[0], *places[1]}) == 6
+    assert all(place.startswith(homes) for both in places for place in both)
 
 
 def test_a_warm_pool(request_of):
     quotas = {f"ml.g4dn.xlarge for training {use} usage": 1 for use in ("job", "warm pool")}
-    sent, _ = request_of(GUIDE, {"quotas": quotas}, keep_warm=600)
+    sent, _ = request_of(GUIDE, {"quotas": quotas}, {"keep_warm": 600}, compare_nodes=[1])
     assert sent["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
 
 
@@ -257,16 +283,6 @@ def test_clips_in_s3_are_used_where_they_are(request_of):
     sent, _ = request_of(LESSON, {"dataset": f"s3://{BUCKET}/mine"})
     uri = sent["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
     assert uri == f"s3://{BUCKET}/mine/"  # with the slash: mine2/ is another data set
-
-
-def test_the_guide_to_your_own_clips_fetches_them_from_s3(set_up):
-    put("theirs/train/a/1.mp4", "theirs/train/b/2.mp4", "theirs2/train/a/1.mp4")
-    parameters = {"output_dir": str(set_up()), "dataset": f"s3://{BUCKET}/theirs"}
-    made = run_cells("how_to/bring_your_own_clips", parameters, stop="try-dataset")
-    files = {p.relative_to(made["dataset"]).as_posix() for p in made["dataset"].rglob("*.*")}
-    assert files == {"train/a/1.mp4", "train/b/2.mp4"}
-    with pytest.raises(FileNotFoundError, match="nothing lies below"):
-        run_cells("how_to/bring_your_own_clips", parameters | {"dataset": f"s3://{BUCKET}/no"})
 
 
 # What is uploaded ---------------------------------------------------------------------------------
@@ -422,15 +438,19 @@ def test_what_would_fail_is_refused_before_it_costs(trainer_of, changes, most, m
 @pytest.mark.parametrize(
     "parameters, message",
     [
-        ({"compare_nodes": [3]}, "train_batch_size 4 has no 3 equal parts"),
+        ({"compare_nodes": [2, 3], "hyperparameters": {"train_batch_size": 1}},
+         "3 clips per step .* no 2 equal parts"),
         ({"compare_nodes": [4]}, "usage' is below 4"),
-        ({"instance_count": 3}, "quota 'ml.g4dn.xlarge for training job usage' is below 3"),
-        ({"channels": {"more": f"s3://{BUCKET}/nothing"}}, "channel 'more': nothing lies below"),
+        ({"max_cost_usd": 1}, r"At most \$1.47 is above"),  # two instances for an hour
+        ({"prepare_instances": 30}, "quota 'ml.m5.xlarge for processing job usage' is below 30"),
+        ({"prepare_instances": 2, "max_cost_usd": 0.4}, r"At most \$0.46 is above"),
     ],
-)
+)  # fmt: skip
 def test_the_guide_refuses_too(set_up, parameters, message):
-    with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=message):
-        run_cells(GUIDE, parameters | {"output_dir": str(set_up())}, stop="prepare-request")
+    output = set_up()
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        run_guide(output, **parameters)
+    assert run_of(output)["jobs"] == []
 
 
 @pytest.mark.parametrize(
@@ -658,6 +678,22 @@ def test_a_job_that_does_not_exist_is_named_with_those_that_do(set_up):
     here = account.connect(set_up(jobs=["training-job/video-1", "processing-job/video-2"]))
     with pytest.raises(RuntimeError, match="no training job 'video-9' .* knows: video-1[.]"):
         launch.start(here, None, "video-9")
+
+
+@pytest.mark.parametrize(
+    "kind, back",
+    [
+        ("classification", "job_name = 'video-other'"),
+        ("segmentation", "segmentation_job = 'video-other'"),
+        ("comparison", "launch.follow(here, 'video-other')"),  # its guide has no such parameter
+    ],
+)
+def test_a_started_job_says_how_to_come_back_to_it(set_up, capsys, kind, back):
+    here, job = account.connect(set_up()), SimpleNamespace(training_job_name="video-other")
+    trainer = SimpleNamespace(_latest_training_job=None)
+    trainer.train = lambda **_: setattr(trainer, "_latest_training_job", job)
+    launch.start(here, trainer, kind=kind)
+    assert f"To come back to it later: {back}\n" in capsys.readouterr().out
 
 
 def test_another_kind_of_job_leaves_the_classifier_alone(set_up):

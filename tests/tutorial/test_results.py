@@ -6,18 +6,13 @@ from types import SimpleNamespace
 
 import inference
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import train
 from botocore.exceptions import ClientError
-from cells import run_cell
 from conftest import TINY
 from sklearn.metrics import f1_score
 from tutorial import account, pictures, results
-
-GUIDE = "how_to/judge_a_model"
-TOOLS = {"np": np, "pd": pd, "math": math, "share": results.share, "bootstrap": results.bootstrap}
 
 
 def scores(true, pred, labels="ab"):
@@ -39,26 +34,6 @@ def test_bootstrap_of_a_mean_is_the_binomial_one():
     right = np.arange(400) % 2.0
     value, low, high = results.bootstrap(lambda x, axis: x.mean(axis), right)
     assert (value, low, high) == pytest.approx((0.5, 0.451, 0.549), abs=0.005)
-
-
-def test_the_difference_is_paired():
-    """One clip of a hundred differs; unpaired, the interval would reach below -0.1."""
-    video = np.arange(100) % 2.0
-    still = video.copy()
-    still[1] = 0
-    hits = dict.fromkeys([0], still)
-    cell = run_cell(
-        GUIDE,
-        "against",
-        **TOOLS | {
-            "value": SimpleNamespace(idxmax=lambda: 0), "truth": torch.ones(100, dtype=int),
-            "labels": ["a", "b"], "majority": "b", "some": torch.arange(100), "count": 100,
-            "video_hits": video, "still_hits": hits,
-        },
-    )  # fmt: skip
-    value, low, high = cell["against"].loc["all frames - best still"]
-    assert value == pytest.approx(0.01) and 0 <= low and high <= 0.04
-    assert cell["against"].value["always b"] == 1
 
 
 def test_scores_by_hand():
@@ -96,21 +71,6 @@ def test_perfect_constant_absent_and_alone():
     assert alone.value["macro F1"] == 1 and math.isnan(alone.low["macro F1"])
 
 
-def test_calibration_by_hand():
-    """Ten clips at 0.75, all right, and ten at 0.95, five right: 0.5 x 0.25 + 0.5 x 0.45."""
-    sure = torch.tensor([0.75] * 10 + [0.95] * 10)
-    probabilities = torch.stack([sure, 1 - sure], 1)
-    truth = torch.tensor([0] * 15 + [1] * 5)
-    cell = run_cell(
-        GUIDE, "calibration", **TOOLS, probabilities=probabilities, truth=truth,
-        labels=["a", "b"], predicted=torch.zeros(20, dtype=int),
-    )  # fmt: skip
-    table = cell["reliability"]
-    assert cell["ece"] == pytest.approx(0.35, abs=1e-6)
-    assert list(table.clips) == [10, 10] and list(table.right) == [1, 0.5]
-    assert ((table.right - table.confidence).abs() * table.clips).sum() / 20 == pytest.approx(0.35)
-
-
 def test_the_file_has_what_the_series_reads_and_no_nan(tmp_path):
     here, labels = SimpleNamespace(output=tmp_path), ["a", "b", "c"]
     stills = {0: np.array([True, False, False]), 8: np.array([True, True, False])}
@@ -124,14 +84,6 @@ def test_the_file_has_what_the_series_reads_and_no_nan(tmp_path):
     assert figures["best_single_frame"] == pytest.approx(2 / 3)
     assert figures["scores"]["c: recall"]["value"] is None and "NaN" not in text
     assert results.saved(here) == figures
-    table, given = scores([0, 0, 1], [0, 0, 1], "abc"), {"json": json, "plain": results.plain}
-    run_cell(
-        GUIDE, "figures", **given, output=tmp_path, scores=table, against=table, several=table,
-        reliability=table, value=table.value, ece=0.1, truth=truth,
-    )  # fmt: skip
-    both = results.saved(here)
-    assert both["threshold"] == 0.7 and both["expected_calibration_error"] == 0.1
-    assert "NaN" not in (tmp_path / "results.json").read_text()
 
 
 def test_the_table_of_three_rows():
@@ -190,94 +142,6 @@ def test_the_threshold_lets_two_percent_of_the_other_clips_pass():
     assert (others > threshold).sum() <= 2 and threshold == pytest.approx(0.98, abs=0.011)
     assert results.choose_threshold(probabilities * 0.2, truth, label=1) == 0.5  # not below
     assert results.choose_threshold(probabilities[100:], truth[100:], label=1) == 0.5
-
-
-def test_the_sources_of_the_curves_are_compared_to_the_printed_digits(tmp_path):
-    history = [{"eval_loss": 0.43416}, {"eval_loss": 0.5, "eval_f1": 0.8}]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    tested = SimpleNamespace(trained=results.Trained(tmp_path, None))
-    given = {"tested": tested, "best": {"eval_loss": min, "eval_f1": max}, "json": json}
-    given |= {"math": math, "pd": pd}
-    for published, agree in [(0.4342, True), (0.435, False)]:
-        cell = run_cell(
-            GUIDE, "agreement", **given, published={"eval_loss": [0.6, published], "eval_f1": []}
-        )
-        assert cell["rows"]["min eval_loss"] == [0.43416, published, agree]
-        assert cell["rows"]["max eval_f1"][2] is False  # nothing has come yet
-    given["best"] = {"loss": min}  # a run that ended before its first line
-    assert run_cell(GUIDE, "agreement", **given, published={"loss": []})["rows"] == {}
-
-
-class Shape(torch.nn.Module):
-    """A video model whose logit for label 1 is the mean of one block of the clip."""
-
-    config = SimpleNamespace(num_frames=8, image_size=16)
-
-    def forward(self, pixel_values):
-        block = pixel_values[:, 2:4, :, 8:12, 4:8].mean((1, 2, 3, 4))
-        return SimpleNamespace(logits=torch.stack([torch.zeros_like(block), 9 * block], 1))
-
-
-def test_occlusion_finds_the_block_and_nothing_else():
-    model = Shape()
-    tools = run_cell(GUIDE, "saliency", torch=torch, config=model.config, saliency_grid=[4, 4])
-    pixels = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    found = tools["saliency"](model, pixels, 1, torch.zeros_like(pixels))
-    assert found.shape == (4, 4, 4)
-    expected = torch.zeros(4, 4, 4)
-    expected[1, 2, 1] = 9 * pixels[2:4, :, 8:12, 4:8].mean()  # the whole of the log-odds
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    against = tools["saliency"](model, pixels, 0, torch.zeros_like(pixels))
-    torch.testing.assert_close(against, -expected, atol=1e-4, rtol=1e-4)
-
-
-def test_what_is_painted_over_is_what_the_map_names():
-    model = Shape()
-    auto = SimpleNamespace(from_config=lambda config: model)
-    given = {"torch": torch, "config": model.config, "device": "cpu", "window": (2, 3, 4, 4)}
-    tools = run_cell(GUIDE, "saliency-check", **given, AutoModelForVideoClassification=auto)
-    pixels = torch.ones(8, 3, 16, 16)
-    number = 1 * 16 + 2 * 4 + 1  # time 1, row 2, column 1
-    grid = torch.Size([4, 4, 4])
-    painted = tools["hidden"](pixels, torch.zeros_like(pixels), torch.tensor([number]), grid)
-    assert painted.sum() == pixels.numel() - 2 * 3 * 4 * 4
-    assert model(pixel_values=painted[None]).logits[0, 1] == 0
-    assert tools["blur"](pixels).shape == pixels.shape
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, clips_folder):
-    """An untrained tiny model and drawn clips: (trainer of 3 views x 3 crops, its test rows)."""
-    folder = tmp_path_factory.mktemp("views")
-    args = train.parse_arguments(
-        ["--dataset", str(clips_folder), "--output_dir", str(folder), "--eval_views", "3"]
-        + ["--eval_crops", "3", "--dataloader_num_workers", "0", "--precision", "fp32"]
-    )
-    rows = train.load_clips(str(clips_folder))
-    model, processor = train.load_model(str(TINY), rows["train"].features["label"].names)
-    return train.make_trainer(args, rows, model, processor), rows["test"]
-
-
-def test_views_are_judged_as_the_training_script_judges_them(trained, tmp_path):
-    trainer, rows = trained
-    wanted = trainer.predict(train.Clips(rows, trainer.args, training=False)).predictions
-    model, processor = trainer.model.eval(), trainer.processing_class
-    files = [row["path"] for row in rows["video"]]
-    labels = [model.config.id2label[i] for i in range(2)]
-    classifier = inference.Classifier(model, processor, labels, model.config.num_frames,
-                                      model.config.image_size, 0)  # fmt: skip
-    clips = [results.Clip(file, label) for file, label in zip(files, rows["label"], strict=True)]
-    pixels, truth = results.read(clips, classifier), torch.tensor(rows["label"])
-    cell = run_cell(
-        GUIDE, "views", **TOOLS, torch=torch, train=train, inference=inference, tqdm=lambda x, _: x,
-        files=files, config=model.config, clips=pixels, truth=truth, sampling_rate=0,
-        probabilities=results.predict(pixels, classifier), views=3, crops=3, views_clips=5,
-        tested=SimpleNamespace(classifier=classifier), some=torch.arange(len(files)).flip(0),
-    )  # fmt: skip
-    ours = cell["answers"][3, 3].softmax(-1)
-    theirs = torch.tensor(wanted).softmax(-1).flip(0)[:5]
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert list(cell["several"]["passes for each"]) == [1, 3, 9]
 
 
 def order_of(truth, predicted):
@@ -347,12 +211,11 @@ def test_a_large_video_is_not_put_into_the_notebook(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model_folder(trained, tmp_path_factory):
+def model_folder(tmp_path_factory):
     """What train.py leaves: an untrained tiny model."""
-    trainer, _ = trained
     folder = tmp_path_factory.mktemp("model")
-    trainer.model.save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
+    for part in train.load_model(str(TINY), ["not_raising_hand", "raising_hand"]):
+        part.save_pretrained(folder)
     return folder
 
 
