@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import boto3
 import psutil
 import pytest
+from account import BUCKET, ROLE, account_port, get, keys, put, wait_until  # noqa: F401
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from cells import notebook_cells, run_cells
 from conftest import ROOT
 from local_mode import aws
-from test_aws import BUCKET, ROLE, get, keys, port, put, wait_until  # noqa: F401
 from tutorial import clean_up
 
 INFERENCE = """
@@ -97,7 +97,7 @@ def log(group):
 
 
 @pytest.fixture(scope="module")
-def model(port):  # noqa: F811
+def model(port):
     """The name of a model that greets."""
     put("model.tar.gz", archive({"greeting": "hello", "code/inference.py": INFERENCE}))
     create_model("greeter", f"s3://{BUCKET}/model.tar.gz")
@@ -172,7 +172,7 @@ def test_each_kind_of_invocation_has_its_kind_of_endpoint(later):
         ("no-archive", None, "Failed to download model data"),
     ],
 )
-def test_a_model_that_does_not_load_fails_with_the_reason(port, name, files, reason):  # noqa: F811
+def test_a_model_that_does_not_load_fails_with_the_reason(port, name, files, reason):
     if files:
         put(f"{name}.tar.gz", archive(files))
     create_model(name, f"s3://{BUCKET}/{name}.tar.gz")
@@ -184,7 +184,7 @@ def test_a_model_that_does_not_load_fails_with_the_reason(port, name, files, rea
     assert len(servers()) == before
 
 
-def test_an_endpoint_that_is_deleted_while_it_starts_leaves_no_process(port):  # noqa: F811
+def test_an_endpoint_that_is_deleted_while_it_starts_leaves_no_process(port):
     put("sleepy.tar.gz", archive({"code/inference.py": "import time; time.sleep(600)"}))
     create_model("sleepy", f"s3://{BUCKET}/sleepy.tar.gz")
     before = len(servers())
@@ -286,7 +286,7 @@ GUIDE = "how_to/deploy"
 
 
 @pytest.fixture
-def deployment(port, tmp_path, monkeypatch):  # noqa: F811
+def deployment(port, tmp_path, monkeypatch):
     """deployment(**parameters): its cells on the embedded AWS; their variables and requests.
 
     The archive is one of JUDGE's. Each thing must be in run.json before it is asked for.
@@ -416,7 +416,7 @@ def left_of_deployment():
     return [name for name in names if name.startswith("video-")]
 
 
-def test_clean_up_takes_down_what_the_guide_left(deployment, tmp_path, port, monkeypatch):  # noqa: F811
+def test_clean_up_takes_down_what_the_guide_left(deployment, tmp_path, port, monkeypatch):
     """As after a kernel that died while the endpoint ran."""
     before = len(servers())
     made, _ = deployment(deploy=True, fail_at="take-down")
