@@ -75,7 +75,7 @@ def test_stop_ends_the_jobs_and_clears_up(port):
 
     def cli(action):
         command = [sys.executable, COMMAND, action, "--port", str(other)]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, cwd="/", capture_output=True, text=True)
 
     assert cli("status").returncode == 1
     try:
