@@ -131,7 +131,9 @@ def model_card(
         pipeline_tag="video-classification",
         model_name=f"Clips: {', '.join(labels[:5])}",
         eval_results=[
-            EvalResult("video-classification", "videofolder", "test clips", name, round(float(value), 2))
+            EvalResult(
+                "video-classification", "videofolder", "test clips", name, round(float(value), 2)
+            )
             for name, value in figures.items()
         ],
     )

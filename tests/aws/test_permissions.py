@@ -1,8 +1,8 @@
 """The policies in notebooks/aws/ are enough for the series, and for nothing more.
 
 What is checked: the notebooks that use AWS run on an embedded AWS that enforces IAM
-(local_mode/permissions.py), the cells as a user with caller_policy.json, the jobs as a role with
-trust_policy.json and execution_policy.json. Every request is judged by action, resource ARN
+(local_mode/aws/permissions.py), the cells as a user with caller_policy.json, the jobs as a role
+with trust_policy.json and execution_policy.json. Every request is judged by action, resource ARN
 and conditions, and refused if no statement allows it; so are the forbidden ones below.
 
 What is not: AWS's own evaluation, and requests that only AWS makes (pulling the image, metrics).
@@ -281,7 +281,7 @@ def test_the_account_is_as_empty_after_as_before(series):
 
 @pytest.mark.parametrize("name", NOT_MADE_HERE)
 def test_what_only_aws_does_is_allowed_too(name):
-    from local_mode.permissions import is_allowed
+    from local_mode.aws.permissions import is_allowed
 
     for action, resource, context in NOT_MADE_HERE[name]:
         assert is_allowed(statements(name), action, resource, context), action
@@ -293,7 +293,7 @@ def test_what_only_aws_does_is_allowed_too(name):
     [(name, s["Sid"]) for name in NOT_MADE_HERE for s in policy(name)["Statement"]],
 )
 def test_no_statement_is_superfluous(series, name, sid):
-    from local_mode.permissions import is_allowed
+    from local_mode.aws.permissions import is_allowed
 
     rest = statements(name, without=sid)
     assert not all(is_allowed(rest, *request) for request in series[name] + NOT_MADE_HERE[name])
@@ -502,7 +502,7 @@ def test_the_rest_is_refused(account, sessions, who, action, client, method, arg
 
 
 def test_conditions_count():
-    from local_mode.permissions import is_allowed
+    from local_mode.aws.permissions import is_allowed
 
     caller, job = statements("caller_policy"), statements("execution_policy")
     for service, expected in {"sagemaker.amazonaws.com": True, "ec2.amazonaws.com": False}.items():
@@ -513,7 +513,7 @@ def test_conditions_count():
 
 
 def test_another_account_cannot_borrow_the_role_through_sagemaker():
-    from local_mode.permissions import is_allowed
+    from local_mode.aws.permissions import is_allowed
 
     trust = statements("trust_policy")
     assert is_allowed(trust, "sts:AssumeRole", context={"aws:SourceAccount": ACCOUNT})
@@ -523,7 +523,7 @@ def test_another_account_cannot_borrow_the_role_through_sagemaker():
 
 def test_full_access_is_wider():
     """What notebook 1 says of AmazonSageMakerFullAccess, by the copy of it that moto has."""
-    from local_mode.permissions import is_allowed
+    from local_mode.aws.permissions import is_allowed
     from moto.iam.aws_managed_policies import aws_managed_policies_data
 
     full = json.loads(aws_managed_policies_data)["AmazonSageMakerFullAccess"]["Document"]
@@ -542,7 +542,7 @@ def test_full_access_is_wider():
 
 
 def test_a_deny_wins_and_what_is_not_understood_is_an_error():
-    from local_mode.permissions import is_allowed
+    from local_mode.aws.permissions import is_allowed
 
     allow = {"Sid": "A", "Effect": "Allow", "Action": "s3:*", "Resource": "*"}
     deny = allow | {"Effect": "Deny", "Action": "s3:Delete*"}

@@ -7,9 +7,9 @@ import tarfile
 import boto3
 import psutil
 import pytest
+from account import BUCKET, ROLE, account_port, get, keys, put, wait_until  # noqa: F401
 from botocore.exceptions import ClientError
 from local_mode import aws
-from test_aws import BUCKET, ROLE, get, keys, port, put, wait_until  # noqa: F401
 
 INFERENCE = """
 import json, os, time
@@ -91,7 +91,7 @@ def log(group):
 
 
 @pytest.fixture(scope="module")
-def model(port):  # noqa: F811
+def model(port):
     """The name of a model that greets."""
     put("model.tar.gz", archive({"greeting": "hello", "code/inference.py": INFERENCE}))
     create_model("greeter", f"s3://{BUCKET}/model.tar.gz")
@@ -166,7 +166,7 @@ def test_each_kind_of_invocation_has_its_kind_of_endpoint(later):
         ("no-archive", None, "Failed to download model data"),
     ],
 )
-def test_a_model_that_does_not_load_fails_with_the_reason(port, name, files, reason):  # noqa: F811
+def test_a_model_that_does_not_load_fails_with_the_reason(port, name, files, reason):
     if files:
         put(f"{name}.tar.gz", archive(files))
     create_model(name, f"s3://{BUCKET}/{name}.tar.gz")
@@ -178,7 +178,7 @@ def test_a_model_that_does_not_load_fails_with_the_reason(port, name, files, rea
     assert len(servers()) == before
 
 
-def test_an_endpoint_that_is_deleted_while_it_starts_leaves_no_process(port):  # noqa: F811
+def test_an_endpoint_that_is_deleted_while_it_starts_leaves_no_process(port):
     put("sleepy.tar.gz", archive({"code/inference.py": "import time; time.sleep(600)"}))
     create_model("sleepy", f"s3://{BUCKET}/sleepy.tar.gz")
     before = len(servers())

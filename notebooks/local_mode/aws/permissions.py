@@ -177,6 +177,20 @@ def s3_needs(response, action, resource):
 
 
 # In the server ------------------------------------------------------------------------------------
+def simulate_anything(response):
+    """The answer where nothing is enforced: the SDK asks before it uploads code."""
+    actions = response._get_param("ActionNames", [])
+    results = [{"EvalActionName": action, "EvalDecision": "allowed"} for action in actions]
+    return ActionResult({"EvaluationResults": results, "IsTruncated": False})
+
+
+def extend_moto(server):
+    """Give moto the answers of an account that allows everything, or enforces policies."""
+    IamResponse.simulate_principal_policy = simulate_anything
+    if server.enforce:
+        enforce(server)
+
+
 def enforce(server):
     """Let the server refuse, from now on, what its principals' policies do not allow."""
     iam = iam_backends[ACCOUNT]["aws"]

@@ -1,0 +1,172 @@
+"""What jobs get from S3 and what reaches it: inputs, checkpoints, spot interruptions."""
+
+import os
+
+import boto3
+import pytest
+from account import (
+    BUCKET,
+    account_port,  # noqa: F401
+    channel,
+    describe,
+    finish,
+    get,
+    keys,
+    log,
+    put,
+    run,
+    wait_until,
+)
+from botocore.exceptions import ClientError
+from embedded import free_port
+from local_mode import aws
+from local_mode.aws.storage import SyncedFolder
+
+
+def test_no_objects_under_the_prefix(port):
+    for uri in (f"s3://{BUCKET}/nothing", "s3://no-such-bucket/clips"):
+        with pytest.raises(ClientError, match=f'No S3 objects found under S3 URL "{uri}"'):
+            run("empty", "", InputDataConfig=[channel(uri)])
+
+
+def test_channels_are_sharded(port):
+    code = """
+        import json, pathlib
+        host = json.load(open("input/config/resourceconfig.json"))["current_host"]
+        print(host, sorted(p.name for p in pathlib.Path("input/data/train").rglob("*.*")))
+    """
+    uri, spread = f"s3://{BUCKET}/clips/train/", "ShardedByS3Key"
+    run(
+        "sharded",
+        code,
+        InputDataConfig=[channel(uri, S3DataDistributionType=spread)],
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1},
+    )
+    finish("sharded")
+    assert log("sharded", 1) + log("sharded", 2) == [
+        "127.0.0.1 ['1.mp4']",
+        "127.0.0.2 ['2.mp4']",
+    ]
+
+
+def test_checkpoints_and_a_spot_interruption(port):
+    """What is in S3 is there before the script, what it writes follows; a restart goes on."""
+    put("ckpt/first/step", b"1")
+    put("ckpt-of-another-run/step", b"100")
+    code = """
+        import os, pathlib, time
+        folder = pathlib.Path(os.environ["CHECKPOINTS"])
+        steps = sorted(int(p.read_text()) for p in folder.rglob("step"))
+        print("found", steps)
+        if steps[-1] >= 3:
+            (folder / "last").write_text("written at the very end")
+            raise SystemExit
+        (folder / "second").mkdir()
+        (folder / "second/step").write_text("3")
+        (folder / "first/step").unlink()
+        time.sleep(600)
+    """
+    run(
+        "spot",
+        code,
+        EnableManagedSpotTraining=True,
+        CheckpointConfig={"S3Uri": f"s3://{BUCKET}/ckpt", "LocalPath": "/opt/ml/checkpoints"},
+        Environment={"CHECKPOINTS": "/opt/ml/checkpoints"},
+        StoppingCondition={"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 120},
+    )
+    wait_until(lambda: keys("ckpt/second"))  # while the job runs
+    assert describe("spot")["TrainingJobStatus"] == "InProgress"
+    aws.interrupt("spot", port)
+    answer = finish("spot")
+    assert answer["TrainingJobStatus"] == "Completed"
+    assert log("spot") == ["found [1]", "found [1, 3]"]  # deletions do not reach S3
+    assert get("ckpt/last") == b"written at the very end"
+    states = [step["Status"] for step in answer["SecondaryStatusTransitions"]]
+    assert states == [
+        *("Starting", "Downloading", "Training", "Interrupted"),
+        *("Starting", "Downloading", "Training", "Uploading", "Completed"),
+    ]
+    assert answer["BillableTimeInSeconds"] < answer["TrainingTimeInSeconds"]
+    with pytest.raises(ValueError, match="not a running spot job"):
+        aws.interrupt("spot", port)
+
+
+@pytest.mark.long
+def test_spot_weather(port):
+    """The instance is taken away once a new checkpoint has reached S3, and comes back."""
+    weather = free_port()
+    code = """
+        import pathlib, time
+        folder = pathlib.Path("checkpoints")
+        steps = len(list(folder.iterdir()))
+        print("found", steps)
+        for step in range(steps, 2 * steps + 1):
+            (folder / str(step)).write_text("saved")
+        time.sleep(600 if steps < 3 else 0)
+    """
+    before = os.environ["AWS_ENDPOINT_URL"]
+    try:
+        aws.start(weather, grace_seconds=5, spot_interruptions=2)
+        aws.connect(f"http://127.0.0.1:{weather}")
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        spot = {
+            "EnableManagedSpotTraining": True,
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60},
+        }
+        run("weather", code, CheckpointConfig={"S3Uri": f"s3://{BUCKET}/ckpt"}, **spot)
+        run("unsaved", "import time; time.sleep(8); print('spared')", **spot)
+        answer = finish("weather")
+        assert answer["TrainingJobStatus"] == "Completed"
+        assert log("weather") == ["found 0", "found 1", "found 3"]
+        states = [step["Status"] for step in answer["SecondaryStatusTransitions"]]
+        assert states.count("Interrupted") == 2
+        assert finish("unsaved")["TrainingJobStatus"] == "Completed"
+        assert log("unsaved") == ["spared"]
+    finally:
+        aws.connect(before)
+        aws.stop(weather)
+
+
+def test_all_hosts_save(port):
+    """Checkpoints of every host reach S3, and come back to every host; TensorBoard's only go."""
+    code = """
+        import json, pathlib, time
+        host = json.load(open("input/config/resourceconfig.json"))["current_host"]
+        folder = pathlib.Path("checkpoints")
+        print("found", *sorted(path.name for path in folder.iterdir()))
+        for there in (folder, pathlib.Path("output/tensorboard")):
+            print("empty" if not list(there.iterdir()) else "full")
+            (there / host).write_text(host)
+    """
+    put("hosts/old", b"1")
+    run(
+        "savers",
+        code,
+        CheckpointConfig={"S3Uri": f"s3://{BUCKET}/hosts"},
+        TensorBoardOutputConfig={"S3OutputPath": f"s3://{BUCKET}/board/"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1},
+    )
+    assert finish("savers")["TrainingJobStatus"] == "Completed"
+    assert log("savers", 1) == log("savers", 2) == ["found old", "full", "empty"]
+    assert keys("hosts/") == ["hosts/127.0.0.1", "hosts/127.0.0.2", "hosts/old"]
+    assert keys("board/") == [
+        "board/savers/tensorboard-output/127.0.0.1",
+        "board/savers/tensorboard-output/127.0.0.2",
+    ]
+
+
+def test_a_checkpoint_that_is_rotated_away_while_it_is_listed_is_passed_over(tmp_path, monkeypatch):
+    """It has failed a job once, in the second between a listing and a look into the folder."""
+    for name in ("checkpoint-1", "checkpoint-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    scandir = os.scandir
+
+    def gone(path="."):
+        if str(path).endswith("checkpoint-1"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    folder = SyncedFolder(None, "s3://bucket/prefix", tmp_path)
+    assert [path.parent.name for path, _ in folder.files()] == ["checkpoint-2"]
