@@ -253,7 +253,7 @@ def test_without_a_role_the_remedy_is_named(tmp_path):
 
 @pytest.mark.long
 def test_notebook_3_alone_says_what_comes_first(tmp_path):
-    parameters = parameter_file(tmp_path, "max_runtime: 60")
+    parameters = parameter_file(tmp_path, "max_minutes: 1")
     result = run_all("--parameters", parameters, "--only", "03", "--output-dir", tmp_path / "o")
     assert result.returncode == 1 and "run 01_setup.ipynb first" in result.stdout
 
