@@ -60,7 +60,7 @@ def delete(here, confirm: bool = False) -> None:
     left = {}
     here.refresh()  # another notebook may have launched a job since
     for kind, item in _items(here):
-        reason = _outcome(here, item)
+        reason = outcome(here, item)
         print(f"{_title(here, item)}: {f'still there: {reason}' if reason else 'deleted'}")
         if reason:
             left[item] = reason
@@ -115,7 +115,7 @@ def _absent(error):
     return code in GONE or re.search(r"not (find|found)|does not exist", message) is not None
 
 
-def _outcome(here, item):
+def outcome(here, item):
     """Deletes an item; returns why it is still there, or None if it is gone."""
     try:
         reason = _delete(here, item)

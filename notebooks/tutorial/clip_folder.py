@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tutorial import SCRIPTS
+
 REPORT = "clips_report.json"  # prepare_clips.py writes it into each folder that it has made
 
 
@@ -30,7 +31,7 @@ def prepared(dataset, output) -> Path:
         return folder
     known = hashlib.sha256(str(folder if folder.exists() else dataset).encode()).hexdigest()[:8]
     output = Path(output) / f"{folder.name.partition('.')[0]}-{known}"
-    command = [sys.executable, str(SCRIPTS / "prepare_clips.py"), str(dataset), str(output)]
+    command = [sys.executable, f"{SCRIPTS}/prepare_clips.py", str(dataset), str(output)]
     command += ["--mirror"]
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -69,8 +70,6 @@ def of_run(here):
 
     Raises RuntimeError, with the notebook to run, if run.json names none on this computer.
     """
-    if str(SCRIPTS) not in sys.path:
-        sys.path.insert(0, str(SCRIPTS))
     import prepare_clips
 
     dataset = here.run.get("dataset")

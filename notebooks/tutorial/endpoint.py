@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError, WaiterError
 from packaging.version import Version
 from sagemaker.core import image_uris
 
-from tutorial import clean_up
-from tutorial.results import SCRIPTS, split_uri
+from tutorial import SCRIPTS, clean_up
+from tutorial.results import split_uri
 
 TAGS = [{"Key": "project", "Value": "video-tutorial"}]
 
@@ -190,7 +190,7 @@ def take_down(here, name: str) -> None:
         if item not in here.run.get("deployed", []):
             continue
         print(f"deleting {item}", flush=True)
-        reason = clean_up._outcome(here, item)
+        reason = clean_up.outcome(here, item)
         if reason:
             left.append(f"{item} ({reason})")
         else:

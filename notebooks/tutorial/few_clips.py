@@ -8,10 +8,8 @@ random frames and crops; a mirrored copy of each clip stands for them, if mirror
 import copy
 import itertools
 import math
-import sys
 import time
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -19,17 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import train
 import transformers
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from tqdm import tqdm
 
 from tutorial import pictures
-
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
-if SCRIPTS not in sys.path:
-    sys.path.insert(0, SCRIPTS)
-import train  # noqa: E402
 
 
 class Method(NamedTuple):

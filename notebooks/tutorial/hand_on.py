@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import train
 import urllib3
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tutorial import results
-from tutorial.results import SCRIPTS, train
+from tutorial import SCRIPTS, results
 
 # ---- The folder ---------------------------------------------------------------------------------
 

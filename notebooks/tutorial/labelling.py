@@ -5,22 +5,17 @@ The table has the columns file, start, end, label: `prepare_clips.py --cut` read
 
 import csv
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import av
+import clip_files
+import clip_tables
 import ipywidgets
 import numpy as np
 import pandas as pd
-
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
-if SCRIPTS not in sys.path:
-    sys.path.insert(0, SCRIPTS)
-import clip_files  # noqa: E402
-import clip_tables  # noqa: E402
-import prepare_clips  # noqa: E402
+import prepare_clips
 
 COLUMNS = ["file", "start", "end", "label"]
 

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import pandas as pd
 import rich
 from botocore.exceptions import ClientError
 from packaging.version import Version
+from prepare_clips import ARCHIVES, CLUTTER, FORMATS, TABLES, files_below
 from sagemaker.core import image_uris
 from sagemaker.core.helper.session_helper import Session
 from sagemaker.core.instance_types_gpu_info import retrieve as gpus_by_instance
@@ -28,9 +28,6 @@ from sagemaker.core.shapes import S3DataSource
 from sagemaker.core.training.configs import InputData, MetricDefinition
 
 from tutorial import account
-
-sys.path.insert(0, str(account.HERE.parent / "scripts"))
-from prepare_clips import ARCHIVES, CLUTTER, FORMATS, TABLES, files_below
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 RESERVED = ("code", "sm_drivers")  # channels of the SDK itself
@@ -194,7 +191,7 @@ def _in_s3(here, name: str, source: str, kms_key) -> str:
     before = uploads.get(key)
     place = f"s3://{here.run['bucket']}/{here.run['prefix']}/"
     if before and before["fingerprint"] == fingerprint and before["uri"].startswith(place):
-        if len(_objects(here, before["uri"])) == len(files):
+        if len(objects_below(here, before["uri"])) == len(files):
             print(f"{name}: {len(files)} files, unchanged since the last upload")
             return before["uri"]
     uri = _new_folder(here, f"uploads/{{time}}/{name}") + "/"
@@ -217,7 +214,7 @@ def _in_s3(here, name: str, source: str, kms_key) -> str:
     return uri
 
 
-def _objects(here, uri: str) -> dict[str, int]:
+def objects_below(here, uri: str) -> dict[str, int]:
     """{name below `uri`: bytes} of the S3 objects there."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     found = here.session.resource("s3").Bucket(bucket).objects.filter(Prefix=prefix)
@@ -412,7 +409,7 @@ def check_data(here, trainer) -> dict[str, int]:
                 f"channel {name!r}: {uri} is the whole bucket, and the job would fetch all of it. "
                 f"Name a folder: s3://{bucket}/my_clips"
             )
-        found = _objects(here, uri)
+        found = objects_below(here, uri)
         files = {name: size for name, size in found.items() if size}
         if not files:
             folders = f" but {len(found)} empty objects (folders of the console)" if found else ""
@@ -533,7 +530,7 @@ def start(here, trainer, job_name: str | None = None, kind: str = "classificatio
     """
     field = "training_job_name" if kind == "classification" else f"{kind}_job_name"
     if job_name:
-        _describe(here, job_name)
+        describe(here, job_name)
         here.remember(**{field: job_name})
         print(f"{job_name} was launched before: nothing new is started")
         return job_name
@@ -557,7 +554,7 @@ def start(here, trainer, job_name: str | None = None, kind: str = "classificatio
     return job_name
 
 
-def _describe(here, job: str) -> dict:
+def describe(here, job: str) -> dict:
     """DescribeTrainingJob. Raises RuntimeError with the jobs of run.json if there is no such."""
     try:
         return here.session.client("sagemaker").describe_training_job(TrainingJobName=job)
@@ -615,7 +612,7 @@ def follow(here, job: str) -> None:
     log, phases = _Log(here, job), 0
     try:
         while True:
-            described = _describe(here, job)  # before the log: what is said until then is in it
+            described = describe(here, job)  # before the log: what is said until then is in it
             changes = described["SecondaryStatusTransitions"]
             for change in changes[phases:]:
                 print(f"{change['StartTime']:%H:%M:%S} -- {change['Status']}", flush=True)
@@ -657,7 +654,7 @@ def result(here, job: str) -> dict:
 
     The cost is an estimate: billed seconds times the price of notebook 1, kept machines included.
     """
-    described = _describe(here, job)
+    described = describe(here, job)
     billed = described.get("BillableTimeInSeconds", 0)
     trained = described.get("TrainingTimeInSeconds", 0)
     compute = described["ResourceConfig"]

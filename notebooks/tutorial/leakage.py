@@ -1,13 +1,12 @@
 """Leakage, measured: a model is tested on recordings that it was trained on, and on other ones."""
 
-import sys
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import train
 from matplotlib.figure import Figure
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -16,11 +15,6 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from tutorial.pictures import GREY, RIGHT, WRONG
-
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
-if SCRIPTS not in sys.path:
-    sys.path.insert(0, SCRIPTS)
-import train  # noqa: E402
 
 PEOPLE = 6  # of a trial, in training; as many others are only in the test
 TRAIN, TEST = 4, 2  # clips of each person

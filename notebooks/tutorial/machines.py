@@ -16,10 +16,7 @@ from sagemaker.core.network import NetworkConfig
 from sagemaker.core.processing import FrameworkProcessor
 from sagemaker.core.training import configs
 
-from tutorial import account, launch, pictures
-
-SCRIPTS = str(account.HERE.parent / "scripts")
-
+from tutorial import SCRIPTS, account, launch, pictures
 
 # ---- Which instance ------------------------------------------------------------------------------
 
@@ -30,9 +27,7 @@ def reading_seconds(clips, count: int = 20, frames: int = 16, size: int = 224) -
     clips: a DatasetDict of prepare_clips.load_clips; up to `count` of its training clips are read.
     frames, size: of the model; 16 and 224 are those of the published VideoMAE models.
     """
-    if SCRIPTS not in sys.path:
-        sys.path.insert(0, SCRIPTS)
-    import train
+    import train  # only here: it takes seconds
 
     paths = [video["path"] for video in clips["train"]["video"][:count]]
     train.read_clip(paths[0], frames, size)  # the first one loads the decoder
@@ -202,7 +197,7 @@ def volume_gb(here, channels, instance_type: str, input_mode: str = "File") -> i
 
     Prints both, and which disk counts: an instance with a disk of its own ignores this number.
     """
-    sizes = [launch._objects(here, channel.data_source.s3_uri) for channel in channels]
+    sizes = [launch.objects_below(here, channel.data_source.s3_uri) for channel in channels]
     gigabytes = sum(sum(files.values()) for files in sizes) / 1e9
     wanted = 50 + (int(2 * gigabytes) if input_mode == "File" else 0)
     print(f"{gigabytes:.2f} GB in S3, {10 * gigabytes:.0f} s to copy at 100 MB/s (an assumption);")
@@ -250,11 +245,11 @@ def tensorboard(here, job: str) -> dict[str, pd.Series]:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    uri = launch._describe(here, job)["TensorBoardOutputConfig"]["S3OutputPath"] + "/"
+    uri = launch.describe(here, job)["TensorBoardOutputConfig"]["S3OutputPath"] + "/"
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     folder = Path(here.output, "tensorboard", job)
     folder.mkdir(parents=True, exist_ok=True)
-    files = launch._objects(here, uri)
+    files = launch.objects_below(here, uri)
     if not files:
         raise FileNotFoundError(f"{job}: no curves below {uri}; it needs report_to = tensorboard")
     for name in files:
@@ -273,7 +268,7 @@ def comparison(here, jobs: dict[int, str], curves: dict[int, dict]) -> pd.DataFr
     """
     rows = {}
     for count, job in jobs.items():
-        described = launch._describe(here, job)
+        described = launch.describe(here, job)
         price = here.run["dollars_per_hour"][described["ResourceConfig"]["InstanceType"]]
         final = {m["MetricName"]: m["Value"] for m in described.get("FinalMetricDataList", [])}
         rows[count] = {

@@ -5,7 +5,6 @@ Notebook 5 writes scripts/train_segmentation.py, so only functions of the guide 
 
 import json
 import shutil
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,11 +15,6 @@ import pandas as pd
 import torch
 from PIL import Image
 from sagemaker.core.training.configs import MetricDefinition
-from torch.utils.flop_counter import FlopCounterMode
-
-from tutorial import account, launch, results
-
-sys.path.insert(0, str(account.HERE.parent / "scripts"))
 from segmentation_data import (
     Video,
     Videos,
@@ -30,6 +24,9 @@ from segmentation_data import (
     read_frames,
     read_mask,
 )
+from torch.utils.flop_counter import FlopCounterMode
+
+from tutorial import account, launch, results
 
 # Where SageMaker finds metrics in the log of train_segmentation.py.
 METRICS = [

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import statistics
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -14,19 +13,15 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import av
+import inference
 import numpy as np
 import pandas as pd
+import prepare_clips
 import torch
+import train
 from botocore.exceptions import ClientError
 from scipy import stats
 from tqdm import tqdm
-
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
-if SCRIPTS not in sys.path:
-    sys.path.insert(0, SCRIPTS)
-import inference  # noqa: E402
-import prepare_clips  # noqa: E402
-import train  # noqa: E402
 
 BAR = {"mininterval": 2}  # seconds between two steps of a progress bar: short pages
 

@@ -1,23 +1,18 @@
 """Long videos: true intervals, the F1 of found ones, and memory. The guide watch_long_videos."""
 
-import sys
 import threading
 from pathlib import Path
 
 import av
+import clip_tables
+import inference
 import numpy as np
 import pandas as pd
+import prepare_clips
 import psutil
 import torch
 
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
-if SCRIPTS not in sys.path:
-    sys.path.insert(0, SCRIPTS)
-import clip_tables  # noqa: E402
-import inference  # noqa: E402
-import prepare_clips  # noqa: E402
-
-from tutorial import results  # noqa: E402
+from tutorial import results
 
 
 def read_truth(table, video, label: str) -> list[tuple[float, float]] | None:

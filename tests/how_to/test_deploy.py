@@ -209,7 +209,7 @@ def test_a_request_that_aws_refuses_leaves_nothing(here, asked):
 def test_what_cannot_be_deleted_stays_in_run_json_and_is_named(here, asked, monkeypatch):
     packed, model, config, _ = asked
     with monkeypatch.context() as patch:
-        patch.setattr(clean_up, "_outcome", lambda _, item: "denied" if "endpoint/" in item else "")
+        patch.setattr(clean_up, "outcome", lambda _, item: "denied" if "endpoint/" in item else "")
         with pytest.raises(
             RuntimeError, match=r"run 06_clean_up\.ipynb now: endpoint/video-.*denied"
         ):

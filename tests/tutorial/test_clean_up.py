@@ -203,7 +203,7 @@ def test_what_aws_no_longer_knows_is_gone(run_file, monkeypatch, message):
     monkeypatch.setattr(clean_up, "_look", look)
     monkeypatch.setattr(clean_up, "_described", lambda here, kind, name: look(here, name))
     assert clean_up.state(here, "training-job/video-1") == "gone"
-    assert clean_up._outcome(here, "training-job/video-1") is None
+    assert clean_up.outcome(here, "training-job/video-1") is None
 
 
 def test_it_looks_again_until_aws_shows_the_deletion(run_file, monkeypatch):
@@ -211,7 +211,7 @@ def test_it_looks_again_until_aws_shows_the_deletion(run_file, monkeypatch):
     here = clean_up.connect(run_file.parent)
     boto3.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
     monkeypatch.setattr(clean_up, "state", lambda here, item: states.pop(0))
-    assert clean_up._outcome(here, "role/mine") is None and states == []
+    assert clean_up.outcome(here, "role/mine") is None and states == []
 
 
 def test_what_aws_still_shows_after_the_deletion_stays_on_the_list(run_file, port, monkeypatch):
@@ -247,14 +247,14 @@ def test_what_nobody_may_look_at_is_deleted_twice(run_file, monkeypatch, item):
 
     with monkeypatch.context() as patch:
         patch.setattr(clean_up, "delete_deployed", delete_deployed)
-        assert clean_up._outcome(here, item) is None and len(made) == 3
+        assert clean_up.outcome(here, item) is None and len(made) == 3
         patch.setattr(clean_up, "delete_deployed", lambda here, kind, name: None)
-        assert clean_up._outcome(here, item) == "AWS could delete it a second time"
+        assert clean_up.outcome(here, item) == "AWS could delete it a second time"
     role, image = "arn:aws:iam::123456789012:role/mine", {"Image": "my/image:1"}
     sagemaker, logs = boto3.client("sagemaker"), boto3.client("logs")
     sagemaker.create_model(ModelName="m", ExecutionRoleArn=role, PrimaryContainer=image)
     logs.create_log_group(logGroupName="/aws/sagemaker/Endpoints/m")
-    assert clean_up._outcome(here, item) is None
+    assert clean_up.outcome(here, item) is None
     assert ("model" in item) == (sagemaker.list_models()["Models"] == [])
     assert ("log" in item) == (logs.describe_log_groups()["logGroups"] == [])
 

@@ -325,7 +325,7 @@ def test_hidden_files_stay_here(set_up, tmp_path):
         (tmp_path / name).write_bytes(b"clip")
     here = account.connect(set_up(dataset=str(tmp_path)))
     (train,), _ = launch.upload(here)
-    assert list(launch._objects(here, train.data_source.s3_uri)) == ["train/a/1.mp4"]
+    assert list(launch.objects_below(here, train.data_source.s3_uri)) == ["train/a/1.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_archives_tables_and_the_layouts_of_other_scripts_pass(trainer_of):
 def test_clips_that_do_not_fit_the_disk_are_refused(trainer_of, monkeypatch):
     here, trainer = trainer_of()
     sizes = {"train/a/1.mp4": 60e9, "train/b/2.mp4": 51e9}
-    monkeypatch.setattr(launch, "_objects", lambda here, uri: sizes)
+    monkeypatch.setattr(launch, "objects_below", lambda here, uri: sizes)
     with pytest.raises(
         ValueError, match="111 GB.* 15 more, and the disk of ml.g4dn.xlarge has 125"
     ):

@@ -137,7 +137,7 @@ def channel(uri="s3://bucket/clips/"):
 
 
 def test_file_mode_needs_a_disk_for_twice_the_clips(here, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "_objects", lambda here, uri: {"a": 30e9, "b": 10e9})
+    monkeypatch.setattr(launch, "objects_below", lambda here, uri: {"a": 30e9, "b": 10e9})
     assert machines.volume_gb(here, [channel()], "ml.m5.xlarge") == 50 + 80
     assert machines.volume_gb(here, [channel()], "ml.m5.xlarge", "FastFile") == 50
     said = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_file_mode_needs_a_disk_for_twice_the_clips(here, monkeypatch, capsys):
 
 
 def test_the_disk_that_a_machine_brings_is_the_one_that_counts(here, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "_objects", lambda here, uri: {"a": 1e9})
+    monkeypatch.setattr(launch, "objects_below", lambda here, uri: {"a": 1e9})
     machines.volume_gb(here, [channel()], "ml.g4dn.xlarge")
     said = capsys.readouterr().out
     assert "ml.g4dn.xlarge has a disk of its own of 125 GB" in said and "52 GB" not in said
@@ -160,7 +160,7 @@ def test_the_jobs_are_compared_by_their_own_numbers(here, monkeypatch):
             "FinalMetricDataList": [{"MetricName": n, "Value": v} for n, v in final.items()],
         }  # fmt: skip
 
-    monkeypatch.setattr(launch, "_describe", describe)
+    monkeypatch.setattr(launch, "describe", describe)
     names = ("train/train_runtime", "train/train_samples_per_second", "train/loss")
     curves = {
         count: dict(zip(names, (pd.Series([100 / count]), pd.Series([20.04 * count]),
@@ -179,8 +179,8 @@ def test_the_jobs_are_compared_by_their_own_numbers(here, monkeypatch):
 
 def test_a_job_without_curves_says_what_it_lacks(here, monkeypatch):
     board = {"TensorBoardOutputConfig": {"S3OutputPath": "s3://bucket/board"}}
-    monkeypatch.setattr(launch, "_describe", lambda here, job: board)
-    monkeypatch.setattr(launch, "_objects", lambda here, uri: {})
+    monkeypatch.setattr(launch, "describe", lambda here, job: board)
+    monkeypatch.setattr(launch, "objects_below", lambda here, uri: {})
     with pytest.raises(FileNotFoundError, match="s3://bucket/board/; it needs report_to"):
         machines.tensorboard(here, "job")
 
