@@ -3,6 +3,7 @@
 import boto3
 import pytest
 from account import account_port, finish, run  # noqa: F401
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 
@@ -68,3 +69,10 @@ def test_a_quota_is_requested_once(port):
     with pytest.raises(client.exceptions.ResourceAlreadyExistsException, match="Only one open"):
         client.request_service_quota_increase(**which, DesiredValue=2)
     assert history(**which)["RequestedQuotas"] == [requested]
+
+
+def test_no_price_is_listed_and_the_answer_comes_at_once(port):
+    """moto has no Pricing API: its error 500 was asked again for ten seconds."""
+    once = Config(retries={"total_max_attempts": 1})
+    pricing = boto3.client("pricing", region_name="us-east-1", config=once)
+    assert pricing.get_products(ServiceCode="AmazonSageMaker")["PriceList"] == []

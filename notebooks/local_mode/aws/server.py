@@ -57,6 +57,11 @@ class Server:
         host = environ.get("HTTP_HOST", "").rpartition(":")[0]
         if "HTTP_ORIGIN" in environ or host not in ("127.0.0.1", "localhost"):
             code = "403 Forbidden"  # a page in a browser, which shall start no training job here
+        elif environ.get("HTTP_X_AMZ_TARGET") == "AWSPriceListService.GetProducts":
+            body = {
+                "FormatVersion": "aws_v1",
+                "PriceList": [],
+            }  # moto answers 500: ten s of retries
         elif path == "/_embedded_aws":
             jobs = sorted(job.name for job in self.jobs.values() if job.is_running)
             body = {"url": self.url, "user": os.getuid(), "pid": os.getpid(), "python": sys.prefix}
