@@ -3,23 +3,20 @@
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 
-import psutil
 from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.exceptions import ResourceInUseException, SagemakerClientError, ValidationError
 from moto.sagemaker.responses import SageMakerResponse
 from moto.sagemaker.utils import arn_formatter
 
+from . import processes
 from .basics import ClientError, account_environment, mapped, now
 from .quotas import check_quotas
 from .storage import Checkpoints, list_keys, split_uri
@@ -217,15 +214,8 @@ class Job:
             **self.variables,
             **{name: mapped(value, root) for name, value in requested.items()},
         }
-        return subprocess.Popen(
-            [mapped(part, root) for part in command],
-            cwd=root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group, which signals reach as a whole
-        )
+        command = [mapped(part, root) for part in command]
+        return processes.start(command, root, environment, self.server.namespace)
 
     def watch(self, folders):
         """Wait for the processes; end them when asked to, when late, or when one has failed."""
@@ -250,8 +240,7 @@ class Job:
                 if why != "Interrupted":
                     self.move("Stopping", f"Stopping the {self.kind.lower()} job", "Stopping")
                 for process in self.processes:
-                    with contextlib.suppress(OSError):
-                        os.killpg(process.pid, signal.SIGTERM)
+                    processes.terminate(process, self.server.namespace)
             self.send_logs()
             if time.monotonic() > next_sync:
                 # Spot weather; what came in the round before is complete by now, most likely.
@@ -266,16 +255,9 @@ class Job:
         return why
 
     def kill(self):
-        """SIGKILL to the hosts' groups, and to children in their own (torchrun's workers)."""
+        """End what runs on the hosts."""
         for process in self.processes:
-            children = []
-            with contextlib.suppress(psutil.Error):
-                children = psutil.Process(process.pid).children(recursive=True)
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            for child in children:
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
+            processes.kill(process)
 
     def read(self, pipe, stream):
         """Collect a host's lines; of a progress bar, what a terminal shows in the end."""

@@ -126,15 +126,12 @@ class TrainingJob(Job):
 
 
 def adapt_drivers(root, master_port):
-    """Fit the job's copy of the SDK's driver scripts to a folder, to loopback and to SIGTERM."""
+    """Fit the job's copy of the SDK's driver scripts to its folder, and to one port on loopback.
+
+    A namespace of processes gives neither /opt/ml nor the name algo-1; all else is as the SDK's.
+    """
     for path in (root / "input/data/sm_drivers").rglob("*.*"):
         text = mapped(path.read_text(), root)
         text = text.replace('SM_MASTER_ADDR = "algo-1"', 'SM_MASTER_ADDR = "127.0.0.1"')
         text = text.replace("SM_MASTER_PORT = 7777", f"SM_MASTER_PORT = {master_port}")
-        # Shell and driver get the group's SIGTERM too, and must outlive the script, which saves
-        # and prints meanwhile. A script inherits an ignored signal, but not a handler.
-        if path.name == "sm_train.sh":
-            text = text.replace("set -e", "trap : TERM\nset -e", 1)
-        if path.name == "utils.py":
-            text += "\nimport signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
         path.write_text(text)
