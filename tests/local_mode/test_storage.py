@@ -1,6 +1,7 @@
 """What jobs get from S3 and what reaches it: inputs, checkpoints, spot interruptions."""
 
 import os
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -20,7 +21,7 @@ from account import (
 from botocore.exceptions import ClientError
 from embedded import free_port
 from local_mode import aws
-from local_mode.aws.storage import SyncedFolder
+from local_mode.aws.storage import MarkedFolder, SyncedFolder
 
 
 def test_no_objects_under_the_prefix(port):
@@ -50,7 +51,8 @@ def test_channels_are_sharded(port):
 
 
 def test_checkpoints_and_a_spot_interruption(port):
-    """What is in S3 is there before the script, what it writes follows; a restart goes on."""
+    """What is in S3 is there before the script, what it writes and deletes follows; a restart goes
+    on."""
     put("ckpt/first/step", b"1")
     put("ckpt-of-another-run/step", b"100")
     code = """
@@ -70,7 +72,7 @@ def test_checkpoints_and_a_spot_interruption(port):
         "spot",
         code,
         EnableManagedSpotTraining=True,
-        CheckpointConfig={"S3Uri": f"s3://{BUCKET}/ckpt", "LocalPath": "/opt/ml/checkpoints"},
+        CheckpointConfig={"S3Uri": f"s3://{BUCKET}/ckpt/", "LocalPath": "/opt/ml/checkpoints"},
         Environment={"CHECKPOINTS": "/opt/ml/checkpoints"},
         StoppingCondition={"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 120},
     )
@@ -79,7 +81,8 @@ def test_checkpoints_and_a_spot_interruption(port):
     aws.interrupt("spot", port)
     answer = finish("spot")
     assert answer["TrainingJobStatus"] == "Completed"
-    assert log("spot") == ["found [1]", "found [1, 3]"]  # deletions do not reach S3
+    assert log("spot") == ["found [1]", "found [3]"]
+    assert keys("ckpt/") == ["ckpt/last", "ckpt/second/step"]
     assert get("ckpt/last") == b"written at the very end"
     states = [step["Status"] for step in answer["SecondaryStatusTransitions"]]
     assert states == [
@@ -89,6 +92,68 @@ def test_checkpoints_and_a_spot_interruption(port):
     assert answer["BillableTimeInSeconds"] < answer["TrainingTimeInSeconds"]
     with pytest.raises(ValueError, match="not a running spot job"):
         aws.interrupt("spot", port)
+
+
+def test_checkpoints_come_back_by_prefix(port):
+    """Without a slash at its end, neighbours whose names begin alike come as well."""
+    put("runs/nodes-1/step", b"1")
+    put("runs/nodes-16/step", b"16")
+    code = """
+        import pathlib
+        found = [path for path in pathlib.Path("checkpoints").rglob("*") if path.is_file()]
+        print(sorted(str(path.relative_to("checkpoints")) for path in found))
+    """
+    for name, uri in {"by-text": "runs/nodes-1", "by-folder": "runs/nodes-1/"}.items():
+        run(name, code, CheckpointConfig={"S3Uri": f"s3://{BUCKET}/{uri}"})
+        assert finish(name)["TrainingJobStatus"] == "Completed"
+    assert log("by-text") == ["['nodes-16/step', 'step']"]
+    assert log("by-folder") == ["['step']"]
+    assert keys("runs/") == ["runs/nodes-1/step", "runs/nodes-16/step"]
+
+
+def test_markers_lie_beside_what_is_uploaded(port):
+    """In the folders of checkpoints and of TensorBoard; they are never uploaded themselves."""
+    code = """
+        import pathlib, time
+        folders = [pathlib.Path("checkpoints/step"), pathlib.Path("output/tensorboard")]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            (folder / "file").write_text("1")
+        while not all((folder / "file.sagemaker-uploaded").exists() for folder in folders):
+            time.sleep(0.1)
+        print(*(sorted(path.name for path in folder.iterdir()) for folder in folders))
+        (folders[0] / "file").write_text("22")
+    """
+    run(
+        "marked",
+        code,
+        CheckpointConfig={"S3Uri": f"s3://{BUCKET}/marked"},
+        TensorBoardOutputConfig={"S3OutputPath": f"s3://{BUCKET}/marked-board"},
+    )
+    assert finish("marked")["TrainingJobStatus"] == "Completed"
+    (line,) = log("marked")
+    assert line == " ".join(["['file', 'file.sagemaker-uploaded']"] * 2)
+    assert keys("marked") == ["marked-board/marked/tensorboard-output/file", "marked/step/file"]
+    assert get("marked/step/file") == b"22"
+
+
+def test_a_marker_tells_that_an_upload_runs(tmp_path):
+    """Also what a script may find that rotates its checkpoints meanwhile: the marker stays."""
+    seen = []
+
+    def upload_file(path, bucket, key):
+        seen.append((key, sorted(p.name for p in tmp_path.rglob("*.sagemaker-*"))))
+        (tmp_path / "checkpoint-1/weights").unlink()
+        raise FileNotFoundError(path)
+
+    job = SimpleNamespace(s3=SimpleNamespace(upload_file=upload_file))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1/weights").touch()
+    folder = MarkedFolder(job, "s3://bucket/prefix", tmp_path)
+    assert not folder.sync()
+    assert seen == [("prefix/checkpoint-1/weights", ["weights.sagemaker-uploading"])]
+    assert list(folder.files()) == []
+    assert (tmp_path / "checkpoint-1/weights.sagemaker-uploading").exists()
 
 
 @pytest.mark.long

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 
 SHELLS = ("bash", "dash", "sh")
-UNSHARE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# The shell tells how process 1 ended, as a container does: 137 if by SIGKILL. `unshare --fork` tells
+# less. The second unshare turns into the command, and gives it a /proc of its own.
+IN_A_NAMESPACE = ["--pid", "sh", "-c", '"$@"; exit $?', "sh", "unshare", "--mount-proc"]
 
 
 def namespace():
@@ -21,7 +23,8 @@ def namespace():
 
     Linux only. Who is not root needs a user namespace for it, and a container often forbids both.
     """
-    for words in (UNSHARE, [*UNSHARE, "--user", "--map-current-user"]):
+    for user in ([], ["--user", "--map-current-user", "--keep-caps"]):
+        words = ["unshare", *user, *IN_A_NAMESPACE]
         with contextlib.suppress(OSError):  # no such program: macOS
             if subprocess.run([*words, "true"], capture_output=True).returncode == 0:
                 return words
@@ -45,7 +48,7 @@ def terminate(process, words):
     """SIGTERM to the command alone, as it reaches the process 1 of a container."""
     with contextlib.suppress(psutil.Error):
         entry = psutil.Process(process.pid)
-        if words:  # the process that was started is unshare; its child is process 1
+        if words:  # what was started is the shell of IN_A_NAMESPACE; its child is process 1
             for child in entry.children():
                 child.send_signal(signal.SIGTERM)
         elif Path(entry.exe()).name not in SHELLS:  # outside a namespace it would kill a shell

@@ -6,7 +6,7 @@ import tarfile
 
 from .basics import ClientError, mapped
 from .jobs import Job
-from .storage import Checkpoints, SyncedFolder, split_uri
+from .storage import Checkpoints, MarkedFolder, split_uri
 
 
 class TrainingJob(Job):
@@ -44,6 +44,8 @@ class TrainingJob(Job):
         else:
             self.uses = ["training job usage"]
         if self.resources.get("KeepAlivePeriodInSeconds"):
+            if request.get("EnableManagedSpotTraining"):
+                raise ClientError("KeepAlivePeriodInSeconds excludes EnableManagedSpotTraining.")
             self.uses.append("training warm pool usage")
         for channel in request.get("InputDataConfig") or []:
             source = channel["DataSource"].get("S3DataSource") or {}
@@ -66,6 +68,8 @@ class TrainingJob(Job):
             "SecondaryStatus": self.transitions[-1]["Status"],
             "SecondaryStatusTransitions": self.transitions,
             "FailureReason": self.failure_reason,
+            "ResourceConfig": self.described_resources,
+            "WarmPoolStatus": self.warm_pool and self.warm_pool.describe(),
             "CreationTime": self.creation_time,
             "LastModifiedTime": self.last_modified_time,
             "TrainingStartTime": self.start_time,
@@ -112,7 +116,7 @@ class TrainingJob(Job):
             folders.append(Checkpoints(self, self.checkpoints["S3Uri"], path))
         if self.tensorboard:
             uri = f"{self.tensorboard['S3OutputPath'].rstrip('/')}/{self.name}/tensorboard-output"
-            folders.append(SyncedFolder(self, uri, mapped(self.tensorboard_path, root)))
+            folders.append(MarkedFolder(self, uri, mapped(self.tensorboard_path, root)))
         return folders
 
     def upload(self, roots, failed):
