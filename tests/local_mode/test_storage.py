@@ -1,6 +1,7 @@
 """What jobs get from S3 and what reaches it: inputs, checkpoints, spot interruptions."""
 
 import os
+import textwrap
 from types import SimpleNamespace
 
 import boto3
@@ -19,6 +20,7 @@ from account import (
     wait_until,
 )
 from botocore.exceptions import ClientError
+from conftest import ROOT
 from embedded import free_port
 from local_mode import aws
 from local_mode.aws.storage import MarkedFolder, SyncedFolder
@@ -190,6 +192,63 @@ def test_spot_weather(port):
     finally:
         aws.connect(before)
         aws.stop(weather)
+
+
+ROTATION = """
+    import pathlib, sys, threading, time
+    sys.path.insert(0, {scripts!r})
+    import train
+    # A marker that a sync wrote while the script deleted the folder: S3 never gets it.
+    remains = pathlib.Path("/opt/ml/checkpoints/checkpoint-1")
+    remains.mkdir(parents=True, exist_ok=True)
+    (remains / "optimizer.pt.sagemaker-uploaded").touch()
+    def step_by_step(self, *args, **kwargs):  # so that a sync comes between two checkpoints
+        time.sleep(0.3)
+        return training_step(self, *args, **kwargs)
+    training_step = train.ClipTrainer.training_step
+    train.ClipTrainer.training_step = step_by_step
+    train.main({flags})
+    print("left", *sorted(path.name for path in remains.parent.glob("checkpoint-*")))
+"""
+
+
+@pytest.mark.long
+def test_a_resumed_run_survives_it_all(port, clips_folder, native_checkpoint):
+    """train.py rotates its checkpoints, among markers and remains; its instance is taken."""
+    flags = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
+    flags += ["--epochs", "5", "--train_batch_size", "4", "--dataloader_num_workers", "1"]
+    flags += ["--save_total_limit", "1", "--checkpoint_dir", "/opt/ml/checkpoints"]
+    flags += ["--model_dir", "/opt/ml/model", "--output_data_dir", "/opt/ml/output/data"]
+    flags += ["--resume_from_checkpoint", "auto"]
+    code = textwrap.dedent(ROTATION.format(scripts=str(ROOT / "scripts"), flags=flags))
+    entry = ["/bin/bash", "-c", 'python3 -u -c "$1" || exit 1', "bash", code]  # deaf to SIGTERM
+    run(
+        "rotating",
+        "",
+        EnableManagedSpotTraining=True,
+        AlgorithmSpecification={
+            "TrainingImage": "none",
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": entry,
+        },
+        CheckpointConfig={"S3Uri": f"s3://{BUCKET}/rotating/"},
+        StoppingCondition={"MaxRuntimeInSeconds": 300, "MaxWaitTimeInSeconds": 300},
+    )
+
+    def saved():
+        return {key.split("/")[1] for key in keys("rotating/")}
+
+    wait_until(lambda: saved() & {"checkpoint-8", "checkpoint-12"})
+    aws.interrupt("rotating", port)
+    answer = finish("rotating")
+    assert answer["TrainingJobStatus"] == "Completed", log("rotating")
+    assert any("going on from" in line for line in log("rotating"))
+    left = log("rotating")[-1].split()
+    assert left[0] == "left" and "checkpoint-1" not in left
+    assert saved() == set(left[1:]) and "checkpoint-20" in left and len(left) <= 3
+    assert not [key for key in keys("rotating/") if "sagemaker-" in key]
+    files = {key.split("/")[2] for key in keys("rotating/checkpoint-20/")}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "plan.json"} <= files
 
 
 def test_all_hosts_save(port):

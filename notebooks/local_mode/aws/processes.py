@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 SHELLS = ("bash", "dash", "sh")
-# The shell tells how process 1 ended, as a container does: 137 if by SIGKILL. `unshare --fork` tells
-# less. The second unshare turns into the command, and gives it a /proc of its own.
+# The shell tells how process 1 ended, as a container does: 137 if by SIGKILL. `unshare --fork` does
+# not. The second unshare turns into the command, and gives it a /proc of its own.
 IN_A_NAMESPACE = ["--pid", "sh", "-c", '"$@"; exit $?', "sh", "unshare", "--mount-proc"]
 
 
