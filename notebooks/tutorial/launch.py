@@ -55,7 +55,10 @@ OWN_DISK = {
 }  # fmt: skip
 # What a job's failure says, and what to do. notebooks/troubleshooting.md has the whole table.
 REMEDIES = [
-    (r"CapacityError", "AWS has no free machine of this type: try later, or another instance_type"),
+    (r"CapacityError", "AWS has no free machine of this type: try later, or another instance_type, "
+     "or several (how_to/train_for_less.ipynb)"),
+    (r"429 Client Error|Too Many Requests|GatedRepo", "download the model once on your computer, "
+     "and choose its folder in notebook 2; never put a token into the request"),
     (r"AccessDenied|download failed", "the execution role may not read or write there: its bucket "
      "and prefix must be those of notebook 1; clips in another bucket need a statement"),
     (r"requested image|pull algorithm|Access denied for repository",

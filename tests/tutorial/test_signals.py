@@ -11,7 +11,7 @@ import boto3
 import psutil
 import pytest
 from conftest import ROOT
-from sagemaker.core.shapes import Channel
+from sagemaker.core.shapes import Channel, DataSource
 from sagemaker.core.training import configs
 from sagemaker.train import ModelTrainer
 from sagemaker.train.distributed import Torchrun
@@ -55,7 +55,7 @@ def container(tmp_path, monkeypatch):
 
     def keep(trainer, channel_name, data_source, **_):
         shutil.copytree(data_source, root / "input/data" / channel_name)
-        return Channel(channel_name=channel_name, data_source=None)
+        return Channel(channel_name=channel_name, data_source=DataSource())
 
     monkeypatch.setattr(ModelTrainer, "create_input_data_channel", keep)
     run = {"bucket": "bucket", "prefix": "video", "region": "us-east-1"}
@@ -70,6 +70,7 @@ def container(tmp_path, monkeypatch):
             training_image="my/image:1",
             compute=configs.Compute(instance_type="ml.m5.large", instance_count=1),
             source_code=configs.SourceCode(source_dir=str(home), **source),
+            output_data_config=configs.OutputDataConfig(s3_output_path="s3://bucket/output"),
             distributed=distributed,
         )
         trainer.train(dry_run=True)
