@@ -672,6 +672,7 @@ class JobLog:
 
     def __init__(self, here, job: str, group: str = LOG_GROUP):
         self.client, self.job, self.group = here.session.client("logs"), job, group
+        self.whole = group != LOG_GROUP  # the start of a processing job is another
         self.tokens, self.begun = {}, set()  # by stream, one of each machine
 
     def print_new(self) -> None:
@@ -695,9 +696,9 @@ class JobLog:
     def _print(self, stream: str, line: str) -> None:
         if line.startswith("Starting training script"):
             self.begun.discard(stream)
-        elif line.startswith("Installing requirements") or self.group != LOG_GROUP:
+        elif line.startswith(("Installing requirements", "Executing command")):
             self.begun.add(stream)
-        if stream in self.begun and not re.match(r"\++ ", line):
+        if (self.whole or stream in self.begun) and not re.match(r"\++ ", line):
             host = re.search(r"/algo-(\d+)", stream)[1]
             print(line if host == "1" else f"{host}: {line}", flush=True)
 

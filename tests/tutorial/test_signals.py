@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import boto3
@@ -79,10 +80,11 @@ def container(tmp_path, monkeypatch):
             text = path.read_text().replace("/opt/ml", str(root))
             path.write_text(text.replace('"algo-1"', '"localhost"'))
         script = drivers / "sm_train.sh"
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # python3 and torchrun
         process = subprocess.Popen(
             [*ALONE, "/bin/bash", "-c", f"chmod +x {script} && {script}"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"TRAINING_JOB_NAME": "video-1", "PYTHONUNBUFFERED": "1"},
+            env=os.environ | launch.ENVIRONMENT | {"TRAINING_JOB_NAME": "video-1", "PATH": path},
         )  # fmt: skip
         started.append(process)
         lines = []
