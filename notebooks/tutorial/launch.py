@@ -78,6 +78,7 @@ REMEDIES = [
      "run prepare_clips.py on the clips, and train on what it wrote"),
     (r"torch sees none", "the image does not fit the driver: a newer image, see launch.image"),
 ]  # fmt: skip
+ANY_REMEDY = "do what the message says; the lines above it in the log say more"
 # The command of a SourceCode for several GPUs or machines: f"{TORCHRUN} train.py". The variables
 # are those of the SDK's start script, and torchrun's flags those of its Torchrun driver. torchrun
 # passes the signal on; it would end the script after 30 s, and SageMaker gives 120.
@@ -87,7 +88,6 @@ TORCHRUN = (
     "--nproc_per_node=$((SM_NUM_GPUS>0?SM_NUM_GPUS:1)) "
     "--master_addr=$SM_MASTER_ADDR --master_port=$SM_MASTER_PORT"
 )
-ANY_REMEDY = "do what the message says; the lines above it in the log say more"
 
 
 def _environment() -> dict[str, str]:
@@ -358,27 +358,27 @@ def check(here, trainer, max_cost_usd: float, minutes: float | None = None, job_
     check_command(trainer)
     check_machines(here, trainer)
     clips = check_data(here, trainer)
-    spare = trainer.compute.enable_managed_spot_training
     starts = 1 + (retries.maximum_retry_attempts if retries else 0)
     check_money(here, trainer.compute, trainer.stopping_condition, max_cost_usd, starts=starts)
-    trainer.train(dry_run=True)  # the SDK's own checks; the code goes to S3, as it will for the job
     most = (trainer.stopping_condition.max_runtime_in_seconds or 86400) / 60
     computed = expected_minutes(here, trainer, clips) if minutes is None else None
     minutes = computed if minutes is None else minutes
     if minutes is None:
-        return print("expected: not known for this instance type and model")
-    price = max(here.run["dollars_per_hour"][name] * count for name, count in kinds)
-    print(f"expected: {minutes:.0f} minutes, ${price * minutes / 60:.2f}"
-          f"{', less on spot' if spare else ''}")  # fmt: skip
+        print("expected: not known for this instance type and model")
+    else:
+        price = max(here.run["dollars_per_hour"][name] * count for name, count in kinds)
+        less = ", less on spot" if trainer.compute.enable_managed_spot_training else ""
+        print(f"expected: {minutes:.0f} minutes, ${price * minutes / 60:.2f}{less}")
     if computed:
         print(f"          ({START_MINUTES} minutes assumed to start machine, image and packages; "
               f"{computed - START_MINUTES:.1f} for {_epochs(trainer):g} epochs)")  # fmt: skip
-    if minutes > most:
+    if minutes and minutes > most:
         raise RuntimeError(
             f"Expected are {minutes:.0f} minutes, and SageMaker stops the job after {most:.0f}, "
             f"without a model. Set max_minutes to {2 * minutes:.0f} or more, or take fewer epochs, "
             'freeze = "backbone", or a faster instance_type.'
         )
+    trainer.train(dry_run=True)  # the SDK's own checks; the code goes to S3, as it will for the job
 
 
 def check_name(name: str) -> None:
