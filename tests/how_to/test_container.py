@@ -103,7 +103,7 @@ def test_the_same_job_in_a_container(guide, local_image, capfd):
 @pytest.mark.long
 def test_a_failed_job_says_why(guide, local_image):
     made = guide(local_image, stop="container-run")
-    made["trainer"].hyperparameters["epoch"] = "2"
+    made["trainer"].source_code.args += ["--epoch", "2"]
     inputs = [made["InputData"](channel_name=n, data_source=s) for n, s in made["channels"].items()]
     with pytest.raises(RuntimeError, match="not used by the HfArgumentParser: .'--epoch'") as error:
         container.run(made["trainer"], inputs, made["root"])

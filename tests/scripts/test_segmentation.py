@@ -331,6 +331,14 @@ def test_a_wrong_flag_is_named(videos_folder, tmp_path, more, message):
         run(videos_folder, tmp_path, *more)
 
 
+def test_a_gpu_that_torch_does_not_see_ends_the_job(videos_folder, tmp_path, monkeypatch):
+    """Else the job trains on the CPUs, at the price of the GPU, until max_runtime."""
+    monkeypatch.setenv("SM_NUM_GPUS", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="this machine has GPUs, but torch sees none"):
+        run(videos_folder, tmp_path)
+
+
 def test_a_bad_mask_is_found_before_training(videos_folder, tmp_path):
     import shutil
 
