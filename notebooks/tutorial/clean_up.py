@@ -487,26 +487,32 @@ def look_folder(here, home) -> str:
 def delete_folder(here, home) -> str | None:
     """Deletes a folder of S3, old versions and broken uploads too; returns what is left, or None.
 
-    Who may not list the versions deletes the objects. In a bucket that keeps versions they stay,
-    below a delete marker; this is said.
+    Who may not list the old versions deletes the objects that the folder shows. A bucket that keeps
+    versions keeps them then. So nobody knows whether some are left, and this is said.
     """
-    reasons = [_delete_objects(here, home), _abort_uploads(here, home)]
-    return "; ".join(reason for reason in reasons if reason) or None
+    uploads, hidden = _in_folder(here, home, "multipart_uploads"), []
+    for upload in uploads or []:
+        upload.abort()
+    what = "object_versions"
+    if _in_folder(here, home, what) is None:
+        what, hidden = "objects", ["old versions (s3:ListBucketVersions)"]
+    left = _delete_objects(here, home, what)
+    if uploads is None:
+        hidden.append("parts of broken uploads (s3:ListBucketMultipartUploads)")
+    if left or not hidden:
+        return left
+    return f"you may not list {' and '.join(hidden)}: if there are any, they stay"
 
 
-def _delete_objects(here, home):
+def _delete_objects(here, home, what):
     """Deletes the objects of a folder; returns how many are left and why, or None.
 
     S3 may refuse some objects and delete the rest, without an error. A listing that is read on
     while its objects are deleted may end too early. So all is listed, deleted, and listed again,
-    until nothing is left or nothing more can be deleted.
+    until nothing is left or nothing more can be deleted. `what`: as of _in_folder.
     """
-    bucket, _, prefix = home.removeprefix("s3://").partition("/")
-    bucket = here.session.resource("s3").Bucket(bucket)
-    found, what = _in_folder(here, home, "object_versions"), "object_versions"
-    if found is None:
-        found, what = _in_folder(here, home, "objects"), "objects"
-    before, refused = float("inf"), set()
+    bucket = here.session.resource("s3").Bucket(home.split("/")[2])
+    found, before, refused = _in_folder(here, home, what), float("inf"), set()
     while 0 < len(found) < before:
         before, refused = len(found), set()
         for start in range(0, before, 1000):  # S3 takes 1,000 at once
@@ -517,27 +523,8 @@ def _delete_objects(here, home):
             answer = bucket.delete_objects(Delete={"Objects": names, "Quiet": True})
             refused |= {error["Code"] for error in answer.get("Errors", [])}
         found = _in_folder(here, home, what)
-    if found:
-        return f"{len(found)} objects: {', '.join(sorted(refused)) or 'S3 names no reason'}"
-    if what == "object_versions":
-        return None
-    # No object has the folder's own name. A bucket that keeps versions answers with a marker.
-    answer = bucket.delete_objects(Delete={"Objects": [{"Key": prefix}]})
-    if answer.get("Deleted") and not answer["Deleted"][0].get("DeleteMarker"):
-        return None
-    return "old versions of its objects stay: you may not list them (s3:ListBucketVersions)"
-
-
-def _abort_uploads(here, home):
-    """Ends the uploads to a folder that broke off; returns why it cannot, or None."""
-    uploads = _in_folder(here, home, "multipart_uploads")
-    if uploads is None:
-        return (
-            "parts of broken uploads stay, if there are any: you may not list them "
-            "(s3:ListBucketMultipartUploads)"
-        )
-    for upload in uploads:
-        upload.abort()
+    why = ", ".join(sorted(refused)) or "S3 names no reason"
+    return f"{len(found)} objects: {why}" if found else None
 
 
 def look_bucket(here, name) -> str:
