@@ -118,12 +118,14 @@ def outcome(here, item) -> str | None:
 
 
 def _items(here):
-    """(list of run.json, item), in the order of deletion: in each list the newest first.
+    """(list of run.json, item), in the order of deletion: in each list as in KINDS, newest first.
 
     What the deletion of a pipeline adds to the jobs comes too.
     """
+    kinds = list(KINDS.values())
     for field in ORDER:
-        for item in reversed(here.run.get(field, [])):
+        items = reversed(here.run.get(field, []))
+        for item in sorted(items, key=lambda item: kinds.index(_parts(item)[0])):
             yield field, item
 
 
@@ -559,6 +561,7 @@ def delete_role(here, name) -> None:
     role.delete()
 
 
+# In the order of deletion: an endpoint before its parts, and before the log that it writes.
 # A kind without `look`: caller_policy.json lets nobody look at these. They are deleted twice.
 KINDS = {
     "scaling": Kind(look_scaling, delete_scaling),

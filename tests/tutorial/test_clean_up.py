@@ -158,7 +158,7 @@ def test_without_confirmation_nothing_is_deleted_and_the_list_says_what_is_there
     assert run_file.read_bytes() == before and "Nothing is deleted" in capsys.readouterr().out
     rows = dict(clean_up.listing(here).itertuples(index=False))
     assert list(rows)[:5] == [
-        "log m", "endpoint m", "endpoint config m", "model m", "training job video-1",
+        "endpoint m", "log m", "endpoint config m", "model m", "training job video-1",
     ]  # fmt: skip
     assert {what for what, state in rows.items() if state not in ("gone", "perhaps there")} == {
         f"folder {FOLDER}", f"bucket {BUCKET}", "role mine",
