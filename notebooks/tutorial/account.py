@@ -182,8 +182,8 @@ def _identity(session):
     except (BotoCoreError, ClientError) as error:
         raise RuntimeError(
             "No valid AWS credentials or Region. In Studio: open the space with an execution role. "
-            "On a laptop: run `aws configure sso` (or `aws configure`), then start this kernel "
-            "again. No account: run with the parameters in local_mode/parameters.yaml."
+            "On a laptop: run `aws sso login` (the first time `aws configure sso`), then start the "
+            "kernel again. No account: run with the parameters in local_mode/parameters.yaml."
         ) from error
 
 
@@ -506,7 +506,8 @@ def training_price(instance_type, region, pricing) -> float:
 def connect(output_dir="outputs", check: bool = True) -> Account:
     """The account that notebook 1 wrote into run.json.
 
-    `check`: whether the bucket must still be there. Raises RuntimeError with the notebook to run.
+    `check`: whether you must be signed in to it, and the bucket must still be there. Raises
+    RuntimeError with what to do, such as the notebook to run.
     """
     here = read_run(output_dir)
     if "role_arn" not in here.run:
@@ -518,6 +519,11 @@ def connect(output_dir="outputs", check: bool = True) -> Account:
     os.environ["AWS_DEFAULT_REGION"] = here.run["region"]  # where the SDK reads the job's log
     here.session = boto3.Session(region_name=here.run["region"])
     _expect_the_owner(here)
+    if check and _identity(here.session)["Account"] != here.run["account"]:
+        raise RuntimeError(
+            "You are signed in to another account than that of run.json: sign in to that one, or "
+            "set another output_dir."
+        )
     if check and not bucket_exists(here):
         raise RuntimeError(
             "The bucket of run.json is gone: it was deleted, or the embedded AWS ended. (That one "

@@ -2,11 +2,12 @@
 
 import json
 import os
+from unittest.mock import Mock
 
 import boto3
 import pytest
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError, TokenRetrievalError
 from embedded import free_port, own_aws
 from local_mode import aws
 from tutorial import account
@@ -75,6 +76,21 @@ def test_without_credentials_the_remedy_is_named(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="No valid AWS credentials or Region.*`aws configure"):
         account.begin(tmp_path, region="us-east-1")
     assert not (tmp_path / "run.json").exists()
+
+
+def test_the_next_day_the_notebooks_ask_for_a_new_sign_in(here, monkeypatch, tmp_path):
+    ready(here)
+    error = TokenRetrievalError(provider="sso", error_msg="Token has expired and refresh failed")
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match="No valid AWS credentials.*`aws sso login`"):
+        account.connect(tmp_path)
+
+
+def test_a_sign_in_to_another_account_is_refused(here, tmp_path):
+    ready(here)
+    here.remember(account="111122223333")
+    with pytest.raises(RuntimeError, match="signed in to another account than that of run.json"):
+        account.connect(tmp_path)
 
 
 def test_run_json_of_another_region_is_refused_while_it_lists_something(here, url, tmp_path):
