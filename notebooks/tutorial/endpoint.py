@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError, WaiterError
 from packaging.version import Version
 from sagemaker.core import image_uris
 
-from tutorial import SCRIPTS, clean_up
+from tutorial import SCRIPTS, account, clean_up
 from tutorial.results import split_uri
 
 TAGS = [{"Key": "project", "Value": "video-tutorial"}]
@@ -43,7 +43,7 @@ def check_money(here, instance: str, deploy: bool = False, transform: bool = Fal
     for item in here.run.get("deployed", []):
         if item.startswith("endpoint/"):
             print(f"{item} is perhaps still there, and billed: 06_clean_up deletes it")
-    quotas, price = here.run["quotas"], here.run["dollars_per_hour"].get(instance)
+    quotas, price = here.run["quotas"], account.price(here, instance)
     if price is not None:
         print(f"{instance}: ${price} an hour, ${24 * price:.2f} a day")
     elif deploy or transform:

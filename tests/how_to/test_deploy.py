@@ -45,7 +45,8 @@ def here(port, tmp_path, monkeypatch):
     """An account as notebook 1 leaves it, where waiting is short."""
     monkeypatch.setattr("time.sleep", lambda _, sleep=time.sleep: sleep(0.1))
     uses = ("endpoint usage", "transform job usage")
-    run = {"region": "us-east-1", "account": "1" * 12, "endpoint_url": f"http://127.0.0.1:{port}"}
+    run = {"region": "us-east-1", "account": "123456789012"}  # who owns the bucket
+    run["endpoint_url"] = f"http://127.0.0.1:{port}"
     run |= {"bucket": BUCKET, "prefix": "video-tutorial", "role_arn": ROLE}
     run |= {"homes": [], "jobs": [], "created": [], "dollars_per_hour": {"ml.m5.xlarge": 0.23}}
     run["quotas"] = {f"ml.m5.xlarge for {use}": 20 for use in uses}
