@@ -162,32 +162,40 @@ def _home(request):
 
 
 @contextmanager
-def serving(here, packed, model: dict, config: dict, network=None, to_zero: bool = False):
+def serving(here, packed, model: dict, config: dict, network=None):
     """An endpoint as long as the `with` block lasts: `with serving(...) as ask: ask("a.mp4")`.
 
-    `packed`: of pack. `model`, `config`: requests of create_model and create_endpoint_config.
-    `network`: {"subnets": [...], "security_group_ids": [...]}, where your account demands a private
-    network; it needs a way to S3, and to PyPI for the packages. `to_zero`: see scale_to_zero.
-    Yields a function: see ask. Raises RuntimeError with AWS's reason if the endpoint does not
-    start. Whatever ends the block, the endpoint is deleted, and AWS is asked whether it is gone.
+    Arguments, errors and what it yields: see start. Whatever ends the block, the endpoint is
+    deleted, and AWS is asked whether it is gone. If this process dies, watchdog.py does that.
     """
-    name, sagemaker, dog = config["EndpointConfigName"], here.session.client("sagemaker"), None
+    name, dog = config["EndpointConfigName"], None
     try:
-        _make_model(here, packed, model, network)
-        here.add("deployed", *(f"{kind}/{name}" for kind in ("endpoint-config", "log", "endpoint")))
+        here.add("deployed", f"endpoint/{name}")
         dog = _start_watchdog(here, name)
-        sagemaker.create_endpoint_config(**config, Tags=TAGS)
-        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=TAGS)
-        print(f"{name} starts, and is billed from now on; on AWS it takes 5 to 10 minutes")
-        _wait_for_endpoint(sagemaker, name)
-        if to_zero:
-            scale_to_zero(here, name)
-        yield partial(ask, here, name, f"{_home(model)}/questions")
+        yield start(here, packed, model, config, network)
     finally:
         take_down(here, name)
         if dog:
             dog.terminate()  # not if take_down has failed: then it goes on
             dog.wait()
+
+
+def start(here, packed, model: dict, config: dict, network=None):
+    """Makes an endpoint, which is billed until take_down; returns a function: see ask.
+
+    `packed`: of pack. `model`, `config`: requests of create_model and create_endpoint_config.
+    `network`: {"subnets": [...], "security_group_ids": [...]}, where your account demands a private
+    network; it needs a way to S3, and to PyPI for the packages. Raises RuntimeError with AWS's
+    reason if the endpoint does not start, TimeoutError if that takes START_MINUTES.
+    """
+    name, sagemaker = config["EndpointConfigName"], here.session.client("sagemaker")
+    _make_model(here, packed, model, network)
+    here.add("deployed", *(f"{kind}/{name}" for kind in ("endpoint-config", "log", "endpoint")))
+    sagemaker.create_endpoint_config(**config, Tags=TAGS)
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=TAGS)
+    print(f"{name} starts, and is billed from now on; on AWS it takes 5 to 10 minutes")
+    _wait_for_endpoint(sagemaker, name)
+    return partial(ask, here, name, f"{_home(model)}/questions")
 
 
 def _start_watchdog(here, name):
@@ -323,7 +331,8 @@ def take_down(here, name: str) -> None:
     for item in [f"{kind}/{name}" for kind in ("scaling", "endpoint", "endpoint-config", "model")]:
         if item not in here.run.get("deployed", []):
             continue
-        print(f"deleting {item}; an endpoint that is starting starts first", flush=True)
+        waits = ", once it has started" if item.startswith("endpoint/") else ""
+        print(f"deleting {item}{waits}", flush=True)
         try:
             reason = clean_up.outcome(here, item)
         except BotoCoreError as error:  # no network, or the sign-in has expired

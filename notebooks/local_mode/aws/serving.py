@@ -124,8 +124,9 @@ def run_config(file):
     run.main(["--non-blocking", str(file)], standalone_mode=False)
     while True:
         found = serve.status().applications.values()
-        if any(app.status in ("DEPLOY_FAILED", "UNHEALTHY") for app in found):
-            raise RuntimeError("; ".join(f"{app.status}: {app.message}" for app in found))
+        for app in found:
+            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise RuntimeError(app.message)
         if found and all(app.status == "RUNNING" for app in found):
             return
         time.sleep(0.2)
@@ -138,7 +139,11 @@ def main(port, ray_folder):
         subprocess.run(install, check=True)
     os.environ["PYTHONPATH"] = f"{model}:{model / 'code'}"  # of Ray's workers
     backend = start_ray(ray_folder)
-    run_config(model / "config.yaml")
+    try:
+        run_config(model / "config.yaml")
+    except RuntimeError as error:
+        print(str(error).strip(), flush=True)
+        os._exit(1)  # at once: the reason stays the last line of the log
     seconds = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
     ThreadingHTTPServer(("127.0.0.1", port), partial(Proxy, backend, seconds)).serve_forever()
 
