@@ -332,6 +332,34 @@ def test_what_cannot_be_deleted_stays_in_run_json_and_is_named(here, failing, mo
     assert left() == []
 
 
+def scalable():
+    scaling = boto3.client("application-autoscaling")
+    found = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    policies = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    alarms = boto3.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    return found, policies, alarms
+
+
+def test_an_endpoint_that_scales_to_zero_is_written_down_and_taken_down(here, failing):
+    archive, model, config, _ = failing
+    name = config["EndpointConfigName"]
+    endpoint.start(here, archive, model, config)
+    endpoint.scale_to_zero(here, name)
+    (target,), policies, (alarm,) = scalable()
+    assert target["ResourceId"] == f"endpoint/{name}/variant/AllTraffic"
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (0, 1)
+    assert {policy["PolicyType"] for policy in policies} == {"TargetTrackingScaling", "StepScaling"}
+    (down,) = [one for one in policies if one["PolicyType"] == "TargetTrackingScaling"]
+    metric = down["TargetTrackingScalingPolicyConfiguration"]["CustomizedMetricSpecification"]
+    assert metric["MetricName"] == "ApproximateBacklogSizePerInstance"
+    assert alarm["MetricName"] == "HasBacklogWithoutCapacity"
+    assert alarm["Dimensions"] == metric["Dimensions"] == [{"Name": "EndpointName", "Value": name}]
+    assert f"scaling/{name}" in here.run["deployed"]
+    endpoint.take_down(here, name)
+    here.refresh()
+    assert left() == [] and scalable() == ([], [], []) and here.run["deployed"] == [f"log/{name}"]
+
+
 def test_clean_up_takes_down_what_a_dead_computer_left(here, failing, port, monkeypatch):
     """Its names are in run.json; neither the take-down of the guide nor the watchdog runs."""
     packed, model, config, home = failing

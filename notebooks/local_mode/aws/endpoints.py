@@ -6,7 +6,10 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from botocore.exceptions import ClientError as RequestError
-from moto.applicationautoscaling.models import applicationautoscaling_backends
+from moto.applicationautoscaling.models import (
+    ApplicationAutoscalingBackend,
+    applicationautoscaling_backends,
+)
 from moto.sagemaker.exceptions import SagemakerClientError, ValidationError
 from moto.sagemaker.models import FakeEndpointConfig
 from moto.sagemaker.responses import SageMakerResponse
@@ -136,7 +139,9 @@ def extend_moto(server):
             raise ValidationError(f'Cannot update in-progress endpoint "{record.arn}".')
         targets = scalable_targets(name, self.current_account, self.region)
         statements = getattr(self, "statements", None)  # of the caller's policies, if they count
-        if targets and statements is not None and not is_allowed(statements, DEREGISTER):
+        context = {"application-autoscaling:service-namespace": "sagemaker"}
+        allowed = statements is None or is_allowed(statements, DEREGISTER, context=context)
+        if targets and not allowed:
             raise ValidationError(NOT_DEREGISTERED)
         answer = deleted(self)  # raises if there is none
         for target in targets:
@@ -145,6 +150,15 @@ def extend_moto(server):
             backend.deregister_scalable_target("sagemaker", target.resource_id, dimension)
         server.jobs.pop(record.arn).delete()
         return answer
+
+    deregistered = ApplicationAutoscalingBackend.deregister_scalable_target
+
+    def deregister_scalable_target(self, namespace, r_id, dimension):
+        deregistered(self, namespace, r_id, dimension)
+        for key in [key for key, policy in self.policies.items() if policy.resource_id == r_id]:
+            del self.policies[key]  # moto keeps them
+
+    ApplicationAutoscalingBackend.deregister_scalable_target = deregister_scalable_target
 
     SageMakerRuntimeResponse.use_raw_body = True  # a video is no text
 
