@@ -220,8 +220,8 @@ def _wait(describe, field, busy, minutes):
             if record[field] not in busy:
                 return record
             time.sleep(5)
-        print(f"{record[field]} after {minute} minutes", flush=True)
-    raise TimeoutError(f"{record[field]} after {minutes} minutes: AWS was asked no longer")
+        print(f"{record[field]}, {minute} min", flush=True)
+    raise TimeoutError(f"{record[field]} after {minutes} min: AWS was asked no longer")
 
 
 def _wait_for_endpoint(sagemaker, name):
@@ -314,7 +314,7 @@ def ask(here, name: str, folder: str, path, seconds: int = 3700) -> dict:
                 raise RuntimeError(text)
             return json.loads(text)
         if second % 60 == 0:
-            print(f"no answer after {second // 60} minutes", flush=True)
+            print(f"no answer, {second // 60} min", flush=True)
         time.sleep(1)
     raise TimeoutError(f"no answer for {video} within {seconds} seconds")
 

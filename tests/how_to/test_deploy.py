@@ -283,7 +283,7 @@ def test_a_watchdog_ends_with_its_block(here, failing):
 
 def test_nobody_waits_for_ever(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(TimeoutError, match="Creating after 2 minutes: AWS was asked no longer"):
+    with pytest.raises(TimeoutError, match="Creating after 2 min: AWS was asked no longer"):
         endpoint._wait(lambda: {"EndpointStatus": "Creating"}, "EndpointStatus", ["Creating"], 2)
 
 
@@ -423,7 +423,7 @@ def test_a_transform_job_that_does_not_end_is_stopped(here, asked, video, monkey
     wait = partial(endpoint._wait, minutes=1)
     monkeypatch.setattr(endpoint, "_wait", lambda *given: wait(*given[:3]))
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(TimeoutError, match="InProgress after 1 minutes"):
+    with pytest.raises(TimeoutError, match="InProgress after 1 min"):
         endpoint.transform(here, archive, model, [video], "ml.m5.xlarge")
     name = model["ModelName"].replace("endpoint", "transform")
     job = boto3.client("sagemaker").describe_transform_job(TransformJobName=name)

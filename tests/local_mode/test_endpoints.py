@@ -12,6 +12,7 @@ from account import BUCKET, ROLE, account_port, get, keys, put, wait_until  # no
 from botocore.exceptions import ClientError
 from local_mode import aws
 
+START = 300  # seconds; Ray takes ten, and more where others compute too
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/ray:serve-ml-sagemaker-cpu-v1.4"
 CONFIG = """
 applications:
@@ -73,7 +74,7 @@ def describe(name):
 
 
 def settled(name):
-    wait_until(lambda: describe(name)["EndpointStatus"] != "Creating")
+    wait_until(lambda: describe(name)["EndpointStatus"] != "Creating", START)
     return describe(name)
 
 
@@ -300,7 +301,7 @@ def transform(name, model, prefix, resources=(), **more):
 def transformed(name):
     client = boto3.client("sagemaker")
     state = lambda: client.describe_transform_job(TransformJobName=name)  # noqa: E731
-    wait_until(lambda: state()["TransformJobStatus"] in ("Completed", "Failed", "Stopped"))
+    wait_until(lambda: state()["TransformJobStatus"] in ("Completed", "Failed", "Stopped"), START)
     return state()
 
 
