@@ -11,11 +11,18 @@ from starlette.responses import Response
 class Videos:
     async def __init__(self):
         self.workers = worker.Workers()
-        await asyncio.wrap_future(self.workers.first)  # raises if the model cannot be loaded
+        await asyncio.wrap_future(self.workers.first)
 
     async def __call__(self, request):
         status, text = await self.workers.answer(request)
         return Response(text, status, media_type="application/json")
 
 
-app = Videos.bind()
+def app(args):
+    """Ray calls this first. Raises what the model raises when it is loaded.
+
+    Ray calls a container healthy (/-/healthz, which AWS asks) before its replica is. So the model
+    is loaded here once on trial: with one that cannot be loaded, no endpoint gets InService.
+    """
+    worker.check()
+    return Videos.bind()

@@ -37,6 +37,15 @@ def loaded() -> None:
     """What a worker can do as soon as it has loaded the model."""
 
 
+def check() -> None:
+    """Loads the model once, in a process that then ends. Raises if that fails; the log says why."""
+    workers = Workers()
+    try:
+        workers.first.result()
+    finally:
+        workers.stop()
+
+
 def work(path: str, content_type: str | None) -> tuple[int, str]:
     """The answer to the body that lies in a file."""
     import inference
