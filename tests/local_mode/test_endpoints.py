@@ -10,6 +10,7 @@ import psutil
 import pytest
 from account import BUCKET, ROLE, account_port, get, keys, put, wait_until  # noqa: F401
 from botocore.exceptions import ClientError
+from embedded import own_aws
 from local_mode import aws
 
 START = 300  # seconds; Ray takes ten, and more where others compute too
@@ -218,6 +219,40 @@ def test_the_scaling_of_an_endpoint_ends_with_it(port):
     delete_endpoint("scaled")
     found = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")
     assert found["ScalableTargets"] == []
+
+
+def test_who_may_not_end_the_scaling_cannot_delete_the_endpoint():
+    """AWS's answer to a role that may do all in SageMaker, and nothing in Auto Scaling."""
+    allowed = {"Effect": "Allow", "Action": "sagemaker:*", "Resource": "*"}
+    trust = {"Effect": "Allow", "Action": "sts:AssumeRole"}
+    trust["Principal"] = {"Service": "sagemaker.amazonaws.com"}
+    with own_aws(enforce=True):
+        iam = boto3.client("iam")
+        iam.create_role(RoleName="test", AssumeRolePolicyDocument=document(trust))
+        iam.create_user(UserName="limited")
+        iam.put_user_policy(UserName="limited", PolicyName="all", PolicyDocument=document(allowed))
+        key = iam.create_access_key(UserName="limited")["AccessKey"]
+        create_model("scaled", f"s3://{BUCKET}/nothing.tar.gz")
+        create_endpoint("scaled", "scaled")
+        settled("scaled")
+        boto3.client("application-autoscaling").register_scalable_target(
+            ServiceNamespace="sagemaker",
+            ResourceId="endpoint/scaled/variant/AllTraffic",
+            ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+        )
+        limited = boto3.client(
+            "sagemaker",
+            aws_access_key_id=key["AccessKeyId"],
+            aws_secret_access_key=key["SecretAccessKey"],
+        )
+        missing = "does not have application-autoscaling:DeregisterScalableTarget permission"
+        with pytest.raises(ClientError, match=missing):
+            limited.delete_endpoint(EndpointName="scaled")
+        boto3.client("sagemaker").delete_endpoint(EndpointName="scaled")  # the administrator
+
+
+def document(statement):
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
 
 
 @pytest.mark.parametrize(

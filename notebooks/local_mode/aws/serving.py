@@ -16,6 +16,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -117,7 +118,10 @@ def start_ray(folder):
 
 
 def run_config(file):
-    """`serve run config.yaml`; returns when all runs. Raises RuntimeError if it does not."""
+    """`serve run config.yaml`; returns when all runs. Raises RuntimeError if it does not.
+
+    Ray is healthy before that: as soon as it has read the application, whose model still loads.
+    """
     from ray import serve
     from ray.serve.scripts import run
 
@@ -139,13 +143,14 @@ def main(port, ray_folder):
         subprocess.run(install, check=True)
     os.environ["PYTHONPATH"] = f"{model}:{model / 'code'}"  # of Ray's workers
     backend = start_ray(ray_folder)
+    seconds = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
+    server = ThreadingHTTPServer(("127.0.0.1", port), partial(Proxy, backend, seconds))
+    threading.Thread(target=server.serve_forever).start()
     try:
         run_config(model / "config.yaml")
     except RuntimeError as error:
         print(str(error).strip(), flush=True)
         os._exit(1)  # at once: the reason stays the last line of the log
-    seconds = float(os.environ.get("RAYSERVE_BACKEND_TIMEOUT", 300))
-    ThreadingHTTPServer(("127.0.0.1", port), partial(Proxy, backend, seconds)).serve_forever()
 
 
 if __name__ == "__main__":
