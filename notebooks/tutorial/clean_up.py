@@ -345,13 +345,14 @@ def look_scaling(here, name) -> str:
 
 
 def delete_scaling(here, name) -> None:
-    """Ends the scaling of an endpoint, with its scaling policies."""
+    """Ends the scaling of an endpoint, with its scaling policies and the alarm that wakes it."""
     for target in _scalable(here, name):
         here.session.client("application-autoscaling").deregister_scalable_target(
             ServiceNamespace="sagemaker",
             ResourceId=target["ResourceId"],
             ScalableDimension=target["ScalableDimension"],
         )
+    here.session.client("cloudwatch").delete_alarms(AlarmNames=[f"{name}-from-zero"])
 
 
 def look_endpoint(here, name) -> str:

@@ -48,6 +48,7 @@ REPOSITORY = f"arn:aws:ecr:{REGION}:763104351884:repository"
 PIPELINE, REGISTRY = f"{JOBS}:pipeline/video-p", f"{JOBS}:model-package-group/video-m"
 EXECUTION, MODEL_VERSION = f"{PIPELINE}/execution/a", f"{JOBS}:model-package/video-m/1"
 SCALING = {"application-autoscaling:service-namespace": "sagemaker"}
+ALARM = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm"
 SCALING_ROLE = "sagemaker.application-autoscaling.amazonaws.com"
 PASSED = {"iam:PassedToService": "sagemaker.amazonaws.com"}
 DENIED = ("AccessDenied", "AccessDeniedException")
@@ -116,6 +117,12 @@ NOT_MADE_HERE = {
         ("application-autoscaling:PutScalingPolicy", "*", SCALING),
         ("application-autoscaling:DescribeScalableTargets", "*", {}),
         ("application-autoscaling:DeregisterScalableTarget", "*", SCALING),
+        ("sagemaker:DescribeEndpointConfig", f"{JOBS}:endpoint-config/video-e", {}),
+        ("sagemaker:UpdateEndpointWeightsAndCapacities", f"{JOBS}:endpoint/video-e", {}),
+        ("cloudwatch:PutMetricAlarm", f"{ALARM}:video-e-from-zero", {}),
+        ("cloudwatch:DescribeAlarms", f"{ALARM}:video-e-from-zero", {}),
+        ("cloudwatch:PutMetricAlarm", f"{ALARM}:TargetTracking-endpoint/video-e/variant/a", {}),
+        ("cloudwatch:DeleteAlarms", f"{ALARM}:video-e-from-zero", {}),
         (
             "iam:CreateServiceLinkedRole",
             f"arn:aws:iam::{ACCOUNT}:role/aws-service-role/{SCALING_ROLE}/x",

@@ -152,6 +152,9 @@ def needs(service, action, resource, parameters, region):
         resource = f"{arn}{parameters['ServiceCode']}/{parameters['QuotaCode']}"
     elif service == "application-autoscaling" and not action.startswith("Describe"):
         context["application-autoscaling:service-namespace"] = parameters["ServiceNamespace"]
+    elif service == "cloudwatch" and action in ("PutMetricAlarm", "DeleteAlarms"):
+        names = parameters.get("AlarmNames") or [parameters["AlarmName"]]
+        return [(f"cloudwatch:{action}", f"{arn}alarm:{name}", {}) for name in names]
     elif service == "cloudwatch" and "Namespace" in parameters:
         context["cloudwatch:namespace"] = parameters["Namespace"]
     return [(f"{service}:{action}", resource, context), *more]
@@ -234,6 +237,7 @@ def enforce(server):
             needed = needs(service, action, resource, parameters, response.region)
         policies = request._access_key.collect_policies()
         statements = [s for policy in policies for s in statements_of(policy)]
+        response.statements = statements  # DeleteEndpoint asks for more than its own action
         for action, resource, context in needed:
             allowed = is_allowed(statements, action, resource, context)
             line = {"principal": request._access_key.arn, "action": action, "resource": resource}

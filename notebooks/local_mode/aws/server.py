@@ -98,5 +98,8 @@ class Server:
             kinds |= {"processing-job": sagemaker.processing_jobs, "model": sagemaker._models}
             kinds |= {"endpoint-config": sagemaker.endpoint_configs}
             names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
+        for scaling in each("application-autoscaling"):
+            names += [f"scaling of {one}" for known in scaling.targets.values() for one in known]
+        names += [f"alarm/{name}" for watch in each("cloudwatch") for name in watch.alarms]
         groups = [group for logs in each("logs") for group in logs.groups.values()]
         return names + [f"log stream {name}" for group in groups for name in group.streams]
