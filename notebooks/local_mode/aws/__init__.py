@@ -79,11 +79,20 @@ def disconnect(endpoint_url):
     stop(port)
 
 
-def start(port=PORT, grace_seconds=GRACE_SECONDS, spot_interruptions=1, enforce=False):
+def start(
+    port=PORT,
+    grace_seconds=GRACE_SECONDS,
+    spot_interruptions=1,
+    enforce=False,
+    no_capacity=(),
+    namespaces=True,
+):
     """Start the embedded AWS on 127.0.0.1:`port`, unless it runs there already; return its URL.
 
     Each managed-spot job that keeps checkpoints loses its instance `spot_interruptions` times.
     Everybody may do everything in it, unless `enforce` makes IAM's policies count (permissions.py).
+    The service has no instance of a type in `no_capacity`, whatever the quota. A job is a PID
+    namespace of its own where the machine allows that, unless `namespaces` is False (processes.py).
     """
     url, running = f"http://127.0.0.1:{port}", status(port)
     if running and enforce and not running["enforce"]:
@@ -117,6 +126,8 @@ def start(port=PORT, grace_seconds=GRACE_SECONDS, spot_interruptions=1, enforce=
     command = [sys.executable, folder, "serve", f"--port={port}", f"--grace={grace_seconds}"]
     command.append(f"--spot-interruptions={spot_interruptions}")
     command += ["--enforce"] if enforce else []
+    command += [f"--no-capacity={kind}" for kind in no_capacity]
+    command += [] if namespaces else ["--no-namespaces"]
     with open(state / "server.log", "w") as log:
         server = subprocess.Popen(
             command,

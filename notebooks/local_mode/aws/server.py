@@ -6,15 +6,18 @@ import os
 import shutil
 import sys
 
-from . import _state_folder
+from . import _state_folder, processes
 
 
 class Server:
     """moto's server, with a door of its own and the operations that moto lacks."""
 
-    def __init__(self, port, grace_seconds, spot_interruptions, enforce):
+    def __init__(
+        self, port, grace_seconds, spot_interruptions, enforce, no_capacity=(), namespaces=True
+    ):
         self.port, self.grace_seconds, self.enforce = port, grace_seconds, enforce
-        self.spot_interruptions = spot_interruptions
+        self.spot_interruptions, self.no_capacity = spot_interruptions, no_capacity
+        self.namespace = processes.namespace() if namespaces else []
         self.jobs, self.quota_requests = {}, []  # jobs by ARN
         self.url, self.state = f"http://127.0.0.1:{port}", _state_folder(port)
 
@@ -24,14 +27,14 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import buckets, endpoints, permissions, quotas, transform
+        from . import buckets, capacity, endpoints, permissions, quotas, transform
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
 
         add_operations(self, TrainingJob)
         add_operations(self, ProcessingJob)
-        for service in (buckets, quotas, endpoints, transform, permissions):
+        for service in (buckets, quotas, capacity, endpoints, transform, permissions):
             service.extend_moto(self)
         self.moto = app.DomainDispatcherApplication(app.create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -66,6 +69,7 @@ class Server:
             jobs = sorted(job.name for job in self.jobs.values() if job.is_running)
             body = {"url": self.url, "user": os.getuid(), "pid": os.getpid(), "python": sys.prefix}
             body |= {"folder": str(self.state), "running_jobs": jobs, "enforce": self.enforce}
+            body["namespaces"] = bool(self.namespace)
         elif path == "/_embedded_aws/account":
             body = self.account()
         elif path == "/_embedded_aws/interrupt":
