@@ -82,6 +82,12 @@ TABLE = [  # a row: the operations, what it is, code, status; the text; where it
     Words("(Delete|Update)Endpoint", "state", INVALID, 400,
           'Cannot update in-progress endpoint "{arn}".',
           OPERATOR),
+    Words("DeleteTrainingJob", "", "ResourceInUse", 400,
+          "{arn} retains an Available warm pool.",
+          ""),
+    Words("UpdateTrainingJob", "", INVALID, 400,
+          "{arn} has no warm pool that could be updated.",
+          ""),
     # What this package says itself, in these words
     Words("CreateTrainingJob|CreateProcessingJob|CreateTransformJob", "", INVALID, 400,
           'No S3 objects found under S3 URL "{uri}" given in input data source. Please ensure '
@@ -94,6 +100,21 @@ TABLE = [  # a row: the operations, what it is, code, status; the text; where it
           "principal 'sagemaker.amazonaws.com' to assume the role.",
           IN_PUBLIC),
     Words("CreateTrainingJob", "", INVALID, 400,
+          "KeepAlivePeriodInSeconds excludes EnableManagedSpotTraining.",
+          ""),
+    Words("CreateTrainingJob", "", INVALID, 400,
+          "InstancePreferences is mutually exclusive with {others}.",
+          "the parameter's documentation in botocore"),
+    Words("CreateTrainingJob", "", INVALID, 400,
+          "InstanceCount must be in every InstancePreference, or in ResourceConfig alone.",
+          ""),
+    Words("CreateTransformJob", "", INVALID, 400,
+          "MaxConcurrentTransforms ({count}) x MaxPayloadInMB ({size}) must not exceed 100",
+          ""),
+    Words("CreateProcessingJob", "", INVALID, 400,
+          "LocalPath {path}: it must begin with /opt/ml/processing/.",
+          ""),
+    Words("CreateTrainingJob", "", INVALID, 400,
           "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to "
           "MaxRuntimeInSeconds",
           ""),
@@ -104,20 +125,35 @@ TABLE = [  # a row: the operations, what it is, code, status; the text; where it
           "AWS Service Quotas to request an increase for this quota. If AWS Service Quotas is "
           "not available, contact AWS support to request an increase for this quota.",
           IN_PUBLIC),
+    Words("DeleteEndpoint", "", INVALID, 400,
+          "An Application AutoScaling scalable target exists for a variant being deleted, and "
+          "the IAM identity used to invoke DeleteEndpoint does not have {action} permission to "
+          "deregister the scalable target.",
+          "awslabs/stable-diffusion-aws-extension#161"),
     # Model registry and pipelines
-    Words("(Describe|Delete)ModelPackageGroup", "missing", INVALID, 400,
-          "Model Package Group {name} does not exist.",
-          f"its last words: {TERRAFORM}"),
-    Words("(Describe|Delete|Update)ModelPackage", "missing", INVALID, 400,
-          "Model Package {name} does not exist.",
+    Words("(Describe|Delete)ModelPackage(Group)?|UpdateModelPackage", "missing", INVALID, 400,
+          "{kind} {arn} does not exist.",
+          f"of a group, its last words: {TERRAFORM}"),
+    Words("(Describe|Delete|Update)Pipeline|StartPipelineExecution",
+          "missing", "ResourceNotFound", 400,
+          "Pipeline '{arn}' does not exist.",
           ""),
-    Words("(Describe|Delete|Update|Start)Pipeline(Execution)?", "missing", "ResourceNotFound", 400,
-          "Pipeline {name} does not exist.",
+    Words("(Describe|Stop|List)PipelineExecution(Steps)?", "missing", "ResourceNotFound", 400,
+          "Pipeline execution '{arn}' does not exist.",
           ""),
     Words("CreatePipeline", "exists", INVALID, 400,
           "Pipeline names must be unique within an AWS account and region. Pipeline with name "
           "({name}) already exists.",
           "its first sentence: awsdocs/aws-doc-sdk-examples, workflows/sagemaker_pipelines"),
+    Words("StopPipelineExecution", "", "ConflictException", 400,
+          "Pipeline execution with ARN {arn} is not running.",
+          ""),
+    Words("DeletePipeline", "", "ConflictException", 400,
+          "Pipeline '{arn}' has running executions.",
+          ""),
+    Words("DeleteModelPackageGroup", "", "ConflictException", 400,
+          "ModelPackageGroup {arn} has {count} versions.",
+          ""),
     # The runtime
     Words("InvokeEndpoint(Async)?", "", "ValidationError", 400,
           "Endpoint {name} of account {account} not found.",
@@ -134,6 +170,12 @@ TABLE = [  # a row: the operations, what it is, code, status; the text; where it
           ""),
     Words("InvokeEndpointAsync", "", "ValidationError", 400,
           "InputLocation must be {this}.",
+          ""),
+    Words("InvokeEndpointAsync", "", "ValidationError", 400,
+          "Body and InputLocation are mutually exclusive. Provide exactly one of them.",
+          "the parameters' documentation in botocore"),
+    Words("InvokeEndpointAsync", "", "ValidationError", 400,
+          "Body has {bytes} bytes: an inline payload has {limit} at most.",
           ""),
     Words("InvokeEndpoint", "", "413", 413,
           "HTTP content length exceeded {bytes} bytes.",
@@ -249,7 +291,7 @@ def in_aws_words(operation, text, names):
 
 def names_of(response, text):
     """What a request and moto's text about it name."""
-    thing = re.sub("^[A-Z][a-z]+", "", response._get_action())  # DeleteTrainingJob -> TrainingJob
+    thing = re.sub("^[A-Z][a-z]+", "", response._get_action())  # StopTrainingJob: TrainingJob
     name = response._get_param(f"{thing}Name") or response._get_param("RoleName")
     kind = re.sub("(?<=[a-z])(?=[A-Z])", "-", thing).lower()
     arn = f"arn:aws:sagemaker:{response.region}:{response.current_account}:{kind}/{name}"
@@ -259,6 +301,7 @@ def names_of(response, text):
         "name": name,
         "arn": arn,
         "thing": THINGS.get(kind, kind.replace("-", " ")),
+        "kind": thing,
         "namespace": response._get_param("ServiceNamespace"),
         "resource": response._get_param("ResourceId"),
         "dimension": response._get_param("ScalableDimension"),
