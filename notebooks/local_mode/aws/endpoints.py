@@ -6,7 +6,6 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from botocore.exceptions import ClientError as RequestError
-from moto.core.responses import ActionResult
 from moto.sagemaker.exceptions import SagemakerClientError, ValidationError
 from moto.sagemaker.models import FakeEndpointConfig
 from moto.sagemaker.responses import SageMakerResponse
@@ -73,37 +72,10 @@ class Endpoint:
         s3.put_object(Bucket=bucket, Key=key, Body=answer, ContentType=answer_type)
 
 
-def leave_out_what_is_empty(operation):
-    """Let an operation answer without moto's empty structures, which AWS does not send."""
-    whole = getattr(SageMakerResponse, operation)
-
-    def describe(self):
-        found = whole(self).result
-        return ActionResult({name: value for name, value in found.items() if value != {}})
-
-    setattr(SageMakerResponse, operation, describe)
-
-
-def refuse_a_second(operation, parameter, kept):
-    """Let an operation refuse a name that is taken; moto replaces what has it."""
-    made = getattr(SageMakerResponse, operation)
-
-    def create(self):
-        if (name := self._get_param(parameter)) in getattr(self.sagemaker_backend, kept):
-            raise ValidationError(f"{name} already exists.")  # words.py says it as AWS does
-        return made(self)
-
-    setattr(SageMakerResponse, operation, create)
-
-
 def extend_moto(server):
     """Give moto's response classes the operations on endpoints."""
     # moto's list of instance types is some years old.
     FakeEndpointConfig.validate_instance_type = lambda self, instance_type: None
-    for operation in ("describe_model", "describe_endpoint_config", "describe_endpoint"):
-        leave_out_what_is_empty(operation)
-    refuse_a_second("create_model", "ModelName", "_models")
-    refuse_a_second("create_endpoint_config", "EndpointConfigName", "endpoint_configs")
 
     created = SageMakerResponse.create_endpoint
 

@@ -15,7 +15,9 @@ from functools import cache
 from html import escape, unescape
 from typing import NamedTuple
 
-from moto.core.responses import BaseResponse
+from moto.core.responses import ActionResult, BaseResponse
+from moto.sagemaker.exceptions import ValidationError
+from moto.sagemaker.responses import SageMakerResponse
 
 # Where the texts were met, by short name; "owner/name#1" is an issue or pull request of GitHub.
 DOCS = "AWS's documentation of the error"
@@ -308,8 +310,35 @@ def names_of(response, text):
     }
 
 
+def leave_out_what_is_empty(operation):
+    """Let an operation answer without moto's empty structures, which AWS does not send."""
+    whole = getattr(SageMakerResponse, operation)
+
+    def describe(self):
+        found = whole(self).result
+        return ActionResult({name: value for name, value in found.items() if value != {}})
+
+    setattr(SageMakerResponse, operation, describe)
+
+
+def refuse_a_second(operation, parameter, kept):
+    """Let an operation refuse a name that is taken; moto replaces what has it."""
+    made = getattr(SageMakerResponse, operation)
+
+    def create(self):
+        if (name := self._get_param(parameter)) in getattr(self.sagemaker_backend, kept):
+            raise ValidationError(f"{name} already exists.")  # the table says it as AWS does
+        return made(self)
+
+    setattr(SageMakerResponse, operation, create)
+
+
 def extend_moto(server):
     """Let every answer of moto that refuses pass through the table."""
+    for operation in ("describe_model", "describe_endpoint_config", "describe_endpoint"):
+        leave_out_what_is_empty(operation)
+    refuse_a_second("create_model", "ModelName", "_models")
+    refuse_a_second("create_endpoint_config", "EndpointConfigName", "endpoint_configs")
     call_action = BaseResponse.call_action
 
     def call_action_in_aws_words(response):
