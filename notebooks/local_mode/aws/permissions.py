@@ -8,11 +8,8 @@ nothing is allowed by default). Every decision is a line in <state folder>/autho
 The account begins with one user, `admin`, whose keys are the ones that aws.connect sets. A job acts
 as its execution role, which the service must be trusted to assume.
 
-What this knows: identity policies, trust policies of service roles, the condition operators below,
-and the ARNs of what the notebooks use (other actions have the resource "*"). What it does not know:
-bucket policies, permissions boundaries, service control policies, policy variables, and the trust
-policy when somebody other than SageMaker assumes a role. A statement that needs an operator or a
-variable unknown here is an error, never a guess.
+../README.md says what of IAM is not known here. A statement that needs an operator or a variable
+unknown here is an error, never a guess.
 """
 
 import json

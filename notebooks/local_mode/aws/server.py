@@ -27,14 +27,14 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import buckets, capacity, endpoints, permissions, quotas, transform
+        from . import buckets, capacity, endpoints, permissions, quotas, transform, words
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
 
         add_operations(self, TrainingJob)
         add_operations(self, ProcessingJob)
-        for service in (buckets, quotas, capacity, endpoints, transform, permissions):
+        for service in (buckets, quotas, capacity, endpoints, transform, permissions, words):
             service.extend_moto(self)
         self.moto = app.DomainDispatcherApplication(app.create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
