@@ -2,17 +2,14 @@
 
 It is moto (S3, IAM, STS, CloudWatch, SageMaker, ...) as a server on 127.0.0.1, extended where moto
 stops short: training and processing jobs really run, endpoints answer, quotas bite. Each module of
-this package plays one service or duty. ../README.md has a table of them, and a table of what the
-embedded AWS does differently from the service.
+this package plays one service or duty: ../README.md has a table of them, and the one table of what
+the embedded AWS does differently from the service.
 
     python notebooks/local_mode/aws start        # and: status, stop, interrupt JOB
 
-The account lives in the server's memory: buckets, roles, jobs and logs are gone when it stops.
 The server outlives the notebook that started it. Its one folder, <temp>/embedded-aws-<uid>-<port>,
 holds `pid`, `server.log`, and for each job, host and endpoint a folder that is laid out as a
 container's /opt/ml; `stop` deletes it.
-
-Whoever can log in to this machine can reach the port. Linux and macOS; on Windows use WSL.
 """
 
 import contextlib

@@ -27,14 +27,14 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import capacity, endpoints, permissions, quotas, transform
+        from . import buckets, capacity, endpoints, permissions, quotas, transform, words
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
 
         add_operations(self, TrainingJob)
         add_operations(self, ProcessingJob)
-        for service in (quotas, capacity, endpoints, transform, permissions):
+        for service in (buckets, quotas, capacity, endpoints, transform, permissions, words):
             service.extend_moto(self)
         self.moto = app.DomainDispatcherApplication(app.create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -102,5 +102,8 @@ class Server:
             kinds |= {"processing-job": sagemaker.processing_jobs, "model": sagemaker._models}
             kinds |= {"endpoint-config": sagemaker.endpoint_configs}
             names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
+        for scaling in each("application-autoscaling"):
+            names += [f"scaling of {one}" for known in scaling.targets.values() for one in known]
+        names += [f"alarm/{name}" for watch in each("cloudwatch") for name in watch.alarms]
         groups = [group for logs in each("logs") for group in logs.groups.values()]
         return names + [f"log stream {name}" for group in groups for name in group.streams]
