@@ -111,7 +111,7 @@ def model(port):
     """The name of a model that greets."""
     files = {"greeting": "hello", "config.yaml": CONFIG, "code/deployment.py": DEPLOYMENT}
     put("model.tar.gz", archive(files))
-    create_model("greeter", f"s3://{BUCKET}/model.tar.gz", RAYSERVE_BACKEND_TIMEOUT="3")
+    create_model("greeter", f"s3://{BUCKET}/model.tar.gz", RAYSERVE_BACKEND_TIMEOUT="20")
     return "greeter"
 
 

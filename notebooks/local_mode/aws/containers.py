@@ -178,7 +178,7 @@ class Container:
         self.ended.set()
         if self.process:
             for _ in range(2):  # what a process started before its end is there at the second look
-                family = [psutil.Process(pid) for pid in psutil.pids() if self.started(pid)]
+                family = [one for one in psutil.process_iter() if self.started(one.pid)]
                 for process in family:
                     with contextlib.suppress(psutil.Error):
                         process.kill()

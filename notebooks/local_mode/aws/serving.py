@@ -103,15 +103,22 @@ def start_ray(folder):
     import ray
     from ray import serve
 
-    ray.init(
-        address="local",
-        namespace="serve",
-        num_cpus=CPUS,
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        logging_level="warning",
-        _temp_dir=folder,
-    )
+    for last in (False, False, True):
+        try:
+            ray.init(
+                address="local",
+                namespace="serve",
+                num_cpus=CPUS,
+                object_store_memory=STORE_BYTES,
+                include_dashboard=False,
+                logging_level="warning",
+                _temp_dir=folder,
+            )
+            break
+        except Exception:  # it gives its own processes 30 seconds, however busy the computer is
+            if last:
+                raise
+            ray.shutdown()
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     return port
