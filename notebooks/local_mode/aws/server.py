@@ -24,14 +24,14 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import endpoints, permissions, quotas, transform
+        from . import endpoints, permissions, pipelines, quotas, transform
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
 
         add_operations(self, TrainingJob)
         add_operations(self, ProcessingJob)
-        for service in (quotas, endpoints, transform, permissions):
+        for service in (quotas, endpoints, transform, permissions, pipelines):
             service.extend_moto(self)
         self.moto = app.DomainDispatcherApplication(app.create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -97,6 +97,8 @@ class Server:
             kinds = {"training-job": sagemaker.training_jobs, "endpoint": sagemaker.endpoints}
             kinds |= {"processing-job": sagemaker.processing_jobs, "model": sagemaker._models}
             kinds |= {"endpoint-config": sagemaker.endpoint_configs}
+            kinds |= {"pipeline": sagemaker.pipelines, "model-package": sagemaker.model_packages}
+            kinds |= {"model-package-group": sagemaker.model_package_groups}
             names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
         groups = [group for logs in each("logs") for group in logs.groups.values()]
         return names + [f"log stream {name}" for group in groups for name in group.streams]
