@@ -1,4 +1,4 @@
-"""prepare -> train -> condition -> register, as a SageMaker Pipeline: its steps, its checks, its runs.
+"""A SageMaker Pipeline, prepare -> train -> condition -> register: its steps, checks and runs.
 
 run.json has the pipeline and its group of models (deployed) before AWS has them, and the jobs of
 each execution (jobs) as soon as AWS shows them, so 06_clean_up finds all.
@@ -27,7 +27,7 @@ from tutorial import SCRIPTS, account, endpoint, launch, pictures
 
 TAGS = [{"Key": "project", "Value": "video-tutorial"}]
 POLICY = "video-pipeline"  # of the role: what a pipeline does with it
-# The request that a step of a type makes, and the field of its name, of which we give the beginning.
+# The request that a type of step makes, and its field for the beginning of the job's name.
 REQUESTS = {
     "Processing": ("CreateProcessingJob", "ProcessingJobName"),
     "Training": ("CreateTrainingJob", "TrainingJobName"),
@@ -71,7 +71,9 @@ def permit(here) -> None:
         here.session.resource("iam").RolePolicy(role, POLICY).put(PolicyDocument=policy)
         print(f"{role} may now start the jobs of a pipeline")
     else:
-        print(f"{role} is not of notebook 1. It needs this policy, if it has no such one:\n{policy}")
+        print(
+            f"{role} is not of notebook 1. It needs this policy, if it has none like it:\n{policy}"
+        )
 
 
 # ---- The steps -----------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 moto keeps pipelines and model packages. Here an execution runs: its steps become jobs and packages
 by requests to this server, one step after the other, where the service runs steps side by side.
-Steps of the types Processing, Training, Condition and RegisterModel are known; of functions, Get and
-Std:Join.
+It knows steps of the types Processing, Training, Condition and RegisterModel, and the functions Get
+and Std:Join.
 """
 
 import json
