@@ -2,6 +2,8 @@
 
 run.json has the pipeline and its group of models (deployed) before AWS has them, and the jobs of
 each execution (jobs) as soon as AWS shows them, so 06_clean_up finds all.
+
+Import this module after account.connect: sagemaker.mlops asks for a Region when it is imported.
 """
 
 import json
@@ -23,10 +25,9 @@ from sagemaker.mlops.workflow.model_step import ModelStep
 from sagemaker.mlops.workflow.steps import ProcessingStep, TrainingStep
 from sagemaker.serve.model_builder import ModelBuilder
 
-from tutorial import SCRIPTS, account, endpoint, launch, pictures
+from tutorial import SCRIPTS, endpoint, launch, pictures
 
 TAGS = [{"Key": "project", "Value": "video-tutorial"}]
-POLICY = "video-pipeline"  # of the role: what a pipeline does with it
 # The request that a type of step makes, and its field for the beginning of the job's name.
 REQUESTS = {
     "Processing": ("CreateProcessingJob", "ProcessingJobName"),
@@ -37,7 +38,7 @@ ENDED = ("Succeeded", "Failed", "Stopped", "CompletedWithFailures")
 POLL_SECONDS = 3
 
 
-# ---- Before: names, session, permissions ---------------------------------------------------------
+# ---- Before: names, session ----------------------------------------------------------------------
 
 
 def names(here) -> tuple[str, str]:
@@ -58,22 +59,6 @@ def session(here, new_run) -> PipelineSession:
         default_bucket_prefix=of_run.default_bucket_prefix,
         sagemaker_config=of_run.sagemaker_config,
     )
-
-
-def permit(here) -> None:
-    """Lets the execution role start the jobs of a pipeline: aws/pipeline_policy.json.
-
-    Only a role that notebook 1 created is changed; for any other the policy is printed.
-    """
-    role = here.run["role_arn"].rpartition("/")[2]
-    policy = json.dumps(account.policy(here, "pipeline_policy", role), indent=2)
-    if f"role/{role}" in here.run["created"]:
-        here.session.resource("iam").RolePolicy(role, POLICY).put(PolicyDocument=policy)
-        print(f"{role} may now start the jobs of a pipeline")
-    else:
-        print(
-            f"{role} is not of notebook 1. It needs this policy, if it has none like it:\n{policy}"
-        )
 
 
 # ---- The steps -----------------------------------------------------------------------------------
