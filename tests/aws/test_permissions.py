@@ -44,7 +44,12 @@ VALUES = {
 LOGS = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/sagemaker"
 JOBS = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
 TRAINING, PROCESSING = f"{JOBS}:training-job/video-1", f"{JOBS}:processing-job/video-1"
-REPOSITORY = f"arn:aws:ecr:{REGION}:763104351884:repository/pytorch-training"
+REPOSITORY = f"arn:aws:ecr:{REGION}:763104351884:repository"
+PIPELINE, REGISTRY = f"{JOBS}:pipeline/video-p", f"{JOBS}:model-package-group/video-m"
+EXECUTION, MODEL_VERSION = f"{PIPELINE}/execution/a", f"{JOBS}:model-package/video-m/1"
+SCALING = {"application-autoscaling:service-namespace": "sagemaker"}
+SCALING_ROLE = "sagemaker.application-autoscaling.amazonaws.com"
+PASSED = {"iam:PassedToService": "sagemaker.amazonaws.com"}
 DENIED = ("AccessDenied", "AccessDeniedException")
 
 # What the policies allow although no cell and no job asks the embedded AWS for it (yet).
@@ -54,10 +59,13 @@ NOT_MADE_HERE = {
         ("s3:GetBucketLocation", BUCKET_ARN, {}),
         ("logs:DescribeLogStreams", f"{LOGS}/TrainingJobs:log-stream:", {}),
         ("ecr:GetAuthorizationToken", "*", {}),
-        ("ecr:BatchCheckLayerAvailability", REPOSITORY, {}),
-        ("ecr:BatchGetImage", REPOSITORY, {}),
-        ("ecr:GetDownloadUrlForLayer", REPOSITORY, {}),
-        ("ecr:GetDownloadUrlForLayer", REPOSITORY.replace("training", "inference"), {}),
+        ("ecr:BatchCheckLayerAvailability", f"{REPOSITORY}/pytorch-training", {}),
+        ("ecr:BatchGetImage", f"{REPOSITORY}/pytorch-training", {}),
+        ("ecr:GetDownloadUrlForLayer", f"{REPOSITORY}/pytorch-training", {}),
+        ("ecr:GetDownloadUrlForLayer", f"{REPOSITORY}/ray", {}),
+        # an upload of several parts that breaks off; a checkpoint that the script has deleted
+        ("s3:AbortMultipartUpload", f"{BUCKET_ARN}/{PREFIX}/1/job/output/model.tar.gz", {}),
+        ("s3:DeleteObject", f"{BUCKET_ARN}/{PREFIX}/checkpoints/1/checkpoint-1/model", {}),
     ],
     "caller_policy": [
         # the role with AmazonSageMakerFullAccess instead of a policy of its own (full_access)
@@ -101,6 +109,54 @@ NOT_MADE_HERE = {
             {"iam:AWSServiceName": "servicequotas.amazonaws.com"},
         ),
         ("pricing:GetProducts", "*", {}),
+        # the rule of the bucket that notebook 1 makes: S3 ends uploads that broke off
+        ("s3:PutLifecycleConfiguration", BUCKET_ARN, {}),
+        # an endpoint that scales to zero
+        ("application-autoscaling:RegisterScalableTarget", "*", SCALING),
+        ("application-autoscaling:PutScalingPolicy", "*", SCALING),
+        ("application-autoscaling:DescribeScalableTargets", "*", {}),
+        ("application-autoscaling:DeregisterScalableTarget", "*", SCALING),
+        (
+            "iam:CreateServiceLinkedRole",
+            f"arn:aws:iam::{ACCOUNT}:role/aws-service-role/{SCALING_ROLE}/x",
+            {"iam:AWSServiceName": SCALING_ROLE},
+        ),
+    ],
+    # a pipeline, a registry of models, and their end
+    "caller_policy_guides": [
+        ("sagemaker:CreatePipeline", PIPELINE, {}),
+        ("sagemaker:UpdatePipeline", PIPELINE, {}),
+        ("sagemaker:DescribePipeline", PIPELINE, {}),
+        ("sagemaker:StartPipelineExecution", PIPELINE, {}),
+        ("sagemaker:DescribePipelineExecution", EXECUTION, {}),
+        ("sagemaker:ListPipelineExecutionSteps", EXECUTION, {}),
+        ("sagemaker:ListPipelineExecutions", PIPELINE, {}),
+        ("sagemaker:StopPipelineExecution", EXECUTION, {}),
+        ("sagemaker:DeletePipeline", PIPELINE, {}),
+        ("sagemaker:AddTags", PIPELINE, {}),
+        ("sagemaker:CreateModelPackageGroup", REGISTRY, {}),
+        ("sagemaker:AddTags", REGISTRY, {}),
+        ("sagemaker:DescribeModelPackageGroup", REGISTRY, {}),
+        ("sagemaker:CreateModelPackage", MODEL_VERSION, {}),
+        ("sagemaker:DescribeModelPackage", MODEL_VERSION, {}),
+        ("sagemaker:UpdateModelPackage", MODEL_VERSION, {}),  # to approve it
+        ("sagemaker:ListModelPackages", "*", {}),
+        ("sagemaker:DeleteModelPackage", MODEL_VERSION, {}),
+        ("sagemaker:DeleteModelPackageGroup", REGISTRY, {}),
+    ],
+    # what the execution role does for a pipeline: it starts the jobs, as itself, and registers
+    "pipeline_policy": [
+        *(
+            (f"sagemaker:{verb}{kind}Job", f"{JOBS}:{kind.lower()}-job/video-1", {})
+            for verb in ("Create", "Describe", "Stop")
+            for kind in ("Training", "Processing")
+        ),
+        ("sagemaker:AddTags", TRAINING, {}),
+        ("iam:PassRole", ROLE_ARN, PASSED),
+        ("sagemaker:CreateModelPackageGroup", REGISTRY, {}),
+        ("sagemaker:DescribeModelPackageGroup", REGISTRY, {}),
+        ("sagemaker:CreateModelPackage", MODEL_VERSION, {}),
+        ("sagemaker:DescribeModelPackage", MODEL_VERSION, {}),
     ],
 }
 # The SDK asks for it and does without: see test_the_sdk_s_own_validation_wants_more_...
@@ -241,7 +297,7 @@ def series(account, clips_folder, tmp_path_factory):
         run("06_clean_up", parameters)
         after = belongings(account.admin)
     assert job["TrainingJobStatus"] == "Completed"
-    made = {"caller_policy": [], "execution_policy": []}
+    made = {name: [] for name in NOT_MADE_HERE}
     for line in decisions(account):
         if line["principal"] == f"arn:aws:sts::{ACCOUNT}:assumed-role/{ROLE}/SageMaker":
             name = "execution_policy"
@@ -449,6 +505,17 @@ FORBIDDEN = [  # who, action, client, its method, arguments
     ("job", "s3:PutObject", "s3", "put_object", {"Bucket": BUCKET, "Key": "other-project/a"}),
     ("job", "s3:DeleteObject", "s3", "delete_object", {"Bucket": BUCKET, "Key": KEY}),
     (
+        "caller",
+        "application-autoscaling:DeregisterScalableTarget",
+        "application-autoscaling",
+        "deregister_scalable_target",
+        {
+            "ServiceNamespace": "ecs",
+            "ResourceId": "service/somebody/elses",
+            "ScalableDimension": "ecs:service:DesiredCount",
+        },
+    ),
+    (
         "job",
         "iam:PutRolePolicy",
         "iam",
@@ -527,11 +594,10 @@ def test_full_access_is_wider():
     from moto.iam.aws_managed_policies import aws_managed_policies_data
 
     full = json.loads(aws_managed_policies_data)["AmazonSageMakerFullAccess"]["Document"]
-    passing = {"iam:PassedToService": "sagemaker.amazonaws.com"}
     for action, resource, context in [
         ("s3:GetObject", "arn:aws:s3:::company-sagemaker-data/a", {}),
         ("s3:DeleteObject", f"{BUCKET_ARN}/other-project/a", {}),
-        ("iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/Admins", passing),
+        ("iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/Admins", PASSED),
         ("sagemaker:StopTrainingJob", f"{JOBS}:training-job/somebody-elses", {}),
         ("sagemaker:CreateEndpoint", f"{JOBS}:endpoint/somebody-elses", {}),
         ("sagemaker:CreateNotebookInstance", f"{JOBS}:notebook-instance/n", {}),

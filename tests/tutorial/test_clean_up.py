@@ -1,18 +1,24 @@
-"""The clean-up: what it deletes, that it looks again, and what happens if something stays."""
+"""The clean-up: what it deletes, that it looks again, and what happens if something stays.
+
+What a role with AmazonSageMakerFullAccess alone can clean up: tests/aws/test_clean_up_rights.py.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError, WaiterError
+from botocore.exceptions import ClientError
 from embedded import own_aws
 from local_mode import aws
 from tutorial import account, clean_up
 
 BUCKET, FOLDER = "of-the-series", "video-tutorial/1/"
 HOME = f"s3://{BUCKET}/{FOLDER}"
+ROLE, IMAGE = "arn:aws:iam::123456789012:role/mine", {"Image": "my/image:1"}
+JOB = "training-job/video-1"
 
 
 @pytest.fixture
@@ -42,8 +48,21 @@ def has(run_file, **values):
     run_file.write_text(json.dumps(json.loads(run_file.read_text()) | values))
 
 
-def error(code, message):
-    return ClientError({"Error": {"Code": code, "Message": message}}, "operation")
+def error(code, message, operation="Operation"):
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+def of_kind(monkeypatch, kind, **functions):
+    """Lets other functions look at the items of a kind, or delete them."""
+    monkeypatch.setitem(clean_up.KINDS, kind, clean_up.KINDS[kind]._replace(**functions))
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Time that passes at once: the seconds that the clean-up would have slept."""
+    slept = []
+    monkeypatch.setattr(clean_up, "time", SimpleNamespace(sleep=slept.append))
+    return slept
 
 
 def fill(names, operation="put_object"):
@@ -82,7 +101,8 @@ def test_what_s3_refuses_is_counted_and_stays_on_the_list(run_file, port):
     fill([f"{part}{number:04}" for part, size in sizes.items() for number in range(size)])
     with pytest.raises(RuntimeError) as caught:
         delete(run_file)
-    assert f"{HOME}: 1101 objects: AccessDenied; bucket/{BUCKET}: some" in str(caught.value)
+    assert f"- folder {FOLDER}: 1101 objects: AccessDenied\n" in str(caught.value)
+    assert f"- bucket {BUCKET}: something else lies in it" in str(caught.value)
     stored = [item.key for item in boto3.resource("s3").Bucket(BUCKET).objects.all()]
     assert len(stored) == 1101 and not any(key.startswith(f"{FOLDER}b") for key in stored)
     run = json.loads(run_file.read_text())
@@ -154,7 +174,7 @@ def test_before_notebook_1_there_is_nothing_to_clean(tmp_path, run):
         clean_up.connect(tmp_path)
 
 
-def test_an_interrupted_clean_up_goes_on_where_it_stopped(run_file, port, monkeypatch):
+def test_what_is_gone_leaves_the_list_with_its_uploads(run_file, port, monkeypatch):
     """run.json is written after each item, and forgets the uploads of a folder that is gone."""
     fill(["a"])
     uploads = {"clips": {"fingerprint": "1", "uri": f"{HOME}train"}}
@@ -165,13 +185,109 @@ def test_an_interrupted_clean_up_goes_on_where_it_stopped(run_file, port, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(clean_up, "delete_role", interrupted)
+        of_kind(patch, "role", delete=interrupted)
         delete(run_file)
     run = json.loads(run_file.read_text())
     assert run["homes"] == [] and run["created"] == [f"bucket/{BUCKET}", "role/mine"]
     assert list(run["uploads"]) == ["model"]
     delete(run_file)  # the role was never made: gone counts as deleted
     assert not run_file.exists() and aws.status(port) is None
+
+
+def make_one_of_each(run_file):
+    """A folder with a broken upload, a bucket, a role, a model in use, its log and its scaling."""
+    sagemaker = boto3.client("sagemaker")
+    fill(["a", "b"])
+    boto3.client("s3").create_multipart_upload(Bucket=BUCKET, Key=f"{FOLDER}large")
+    boto3.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
+    sagemaker.create_model(ModelName="m", ExecutionRoleArn=ROLE, PrimaryContainer=IMAGE)
+    variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.m5.large"}
+    variant["InitialInstanceCount"] = 1
+    sagemaker.create_endpoint_config(EndpointConfigName="m", ProductionVariants=[variant])
+    boto3.client("logs").create_log_group(logGroupName="/aws/sagemaker/Endpoints/m")
+    register("endpoint/m/variant/v")
+    deployed = ["model/m", "endpoint-config/m", "log/m", "endpoint/m", "scaling/m"]
+    has(run_file, created=[f"bucket/{BUCKET}", "role/mine"], deployed=deployed)
+
+
+def register(resource):
+    boto3.client("application-autoscaling").register_scalable_target(
+        ServiceNamespace="sagemaker",
+        ResourceId=resource,
+        ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+        MinCapacity=0,
+        MaxCapacity=1,
+    )
+
+
+def in_account():
+    """The kinds of items that AWS has, by its own lists."""
+    sagemaker, s3 = boto3.client("sagemaker"), boto3.client("s3")
+    scaling = boto3.client("application-autoscaling")
+    buckets = s3.list_buckets()["Buckets"]
+    found = {
+        "bucket": buckets,
+        "role": boto3.client("iam").list_roles()["Roles"],
+        "model": sagemaker.list_models()["Models"],
+        "endpoint-config": sagemaker.list_endpoint_configs()["EndpointConfigs"],
+        "log": boto3.client("logs").describe_log_groups()["logGroups"],
+        "scaling": scaling.describe_scalable_targets(ServiceNamespace="sagemaker")[
+            "ScalableTargets"
+        ],
+    }
+    if buckets:
+        found["s3:"] = s3.list_objects_v2(Bucket=BUCKET).get("Contents")
+        found["s3:"] = found["s3:"] or s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+    return {kind for kind, things in found.items() if things}
+
+
+def test_an_interruption_at_any_point_loses_nothing(run_file, port):
+    """Ctrl-C before each request to AWS, in turn: what is there is on the list; then it goes on."""
+    make_one_of_each(run_file)
+    assert len(in_account()) == 7
+    number, requests, calm = 0, 0, False
+
+    def count(**request):
+        nonlocal requests
+        requests += 1
+        if requests == number:
+            raise KeyboardInterrupt
+
+    while not calm:
+        number, requests, here = number + 1, 0, clean_up.connect(run_file.parent)
+        here.session.events.register("before-call.*.*", count)
+        try:
+            clean_up.delete(here, confirm=True)
+            calm = True
+        except KeyboardInterrupt:
+            run = json.loads(run_file.read_text())
+            listed = [item for field in clean_up.ORDER for item in run.get(field, [])]
+            assert in_account() <= {item.split("/")[0] for item in listed}, number
+    assert number > 5 and not run_file.exists() and aws.status(port) is None
+
+
+def test_an_upload_that_broke_off_is_listed_and_ended(run_file, port):
+    """S3 keeps its parts, lists no object, and bills them."""
+    s3, key = boto3.client("s3"), f"{FOLDER}model.tar.gz"
+    upload = s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+    s3.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"1")
+    elsewhere = s3.create_multipart_upload(Bucket=BUCKET, Key="mine/a")["UploadId"]
+    here = clean_up.connect(run_file.parent)
+    assert clean_up.state(here, HOME) == "0 objects, 0.0 MB, 1 broken uploads"
+    assert clean_up.outcome(here, HOME) is None and clean_up.state(here, HOME) == "gone"
+    (left,) = s3.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert left["UploadId"] == elsewhere
+
+
+def test_the_scaling_of_this_endpoint_ends_and_no_other(run_file, port):
+    for name in ("video-1", "video-10"):
+        register(f"endpoint/{name}/variant/AllTraffic")
+    here, scaling = clean_up.connect(run_file.parent), boto3.client("application-autoscaling")
+    assert clean_up.state(here, "scaling/video-1") == "there"
+    assert clean_up.outcome(here, "scaling/video-1") is None
+    assert clean_up.outcome(here, "scaling/video-1") is None  # gone already
+    (left,) = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    assert left["ResourceId"] == "endpoint/video-10/variant/AllTraffic"
 
 
 def test_an_account_that_is_gone_is_cleaned_up(run_file, port):
@@ -187,23 +303,61 @@ def test_an_account_that_is_gone_is_cleaned_up(run_file, port):
 
 
 @pytest.mark.parametrize(
-    "message",
+    "code, message",
     [
-        "Requested resource not found.",  # of AWS, for a job
-        "Could not find training job 'video-1'",
-        'Could not find model "arn:aws:sagemaker:us-east-1:1:model/m".',
+        ("ValidationException", "Requested resource not found."),  # AWS, of a training job
+        ("ValidationException", "Could not find requested job with name: video-1"),
+        ("ValidationException", "Could not find training job 'video-1'"),  # moto
+        ("ValidationException", 'Could not find model "arn:aws:sagemaker:us-east-1:1:model/m".'),
+        ("ValidationException", "ModelPackageGroup arn:aws:... does not exist."),
+        ("ResourceNotFound", "Pipeline 'arn:aws:...' does not exist."),
+        ("ResourceNotFoundException", "The specified log group does not exist."),
+        ("NoSuchEntity", "The role with name mine cannot be found."),
+        ("NoSuchBucket", "The specified bucket does not exist"),
+        ("404", "Not Found"),
     ],
 )
-def test_what_aws_no_longer_knows_is_gone(run_file, monkeypatch, message):
+def test_what_aws_no_longer_knows_is_gone(run_file, monkeypatch, code, message):
     here = clean_up.connect(run_file.parent)
 
-    def look(here, item):
-        raise error("ValidationException", message)
+    def look(*wanted):
+        raise error(code, message)
 
-    monkeypatch.setattr(clean_up, "_look", look)
-    monkeypatch.setattr(clean_up, "_described", lambda here, kind, name: look(here, name))
-    assert clean_up.state(here, "training-job/video-1") == "gone"
-    assert clean_up.outcome(here, "training-job/video-1") is None
+    of_kind(monkeypatch, "training-job", look=look)
+    monkeypatch.setattr(clean_up, "end_job", look)
+    assert clean_up.state(here, JOB) == "gone" and clean_up.outcome(here, JOB) is None
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("AccessDeniedException", "User me is not authorized: the policy was not found"),
+        ("AccessDenied", "Access Denied"),
+        ("ThrottlingException", "Rate exceeded; the request could not find a slot"),
+        (
+            "ValidationException",
+            "An Application AutoScaling scalable target exists for a variant being deleted, and the"
+            " IAM identity used to invoke DeleteEndpoint does not have application-autoscaling:"
+            "DeregisterScalableTarget permission to deregister the scalable target.",
+        ),
+        ("ValidationException", 'Cannot update in-progress endpoint "arn:aws:...:endpoint/m".'),
+    ],
+)
+def test_what_aws_refuses_is_not_gone(run_file, monkeypatch, code, message):
+    here = clean_up.connect(run_file.parent)
+
+    def refuse(*wanted):
+        raise error(code, message)
+
+    of_kind(monkeypatch, "endpoint", look=refuse, delete=refuse)
+    assert clean_up.state(here, "endpoint/m") == f"not known: {code}"
+    assert message in clean_up.outcome(here, "endpoint/m")
+    has(run_file, deployed=["endpoint/m"])
+    with pytest.raises(RuntimeError) as caught:
+        delete(run_file)
+    lacks = "Denied" in code or "permission" in message
+    assert ("attach caller_policy.json of notebooks/aws" in str(caught.value)) == lacks
+    assert json.loads(run_file.read_text())["deployed"] == ["endpoint/m"]
 
 
 def test_it_looks_again_until_aws_shows_the_deletion(run_file, monkeypatch):
@@ -216,88 +370,212 @@ def test_it_looks_again_until_aws_shows_the_deletion(run_file, monkeypatch):
 
 def test_what_aws_still_shows_after_the_deletion_stays_on_the_list(run_file, port, monkeypatch):
     """Of a call that answered well, but deleted nothing."""
-    monkeypatch.setattr(clean_up, "delete_bucket", lambda here, name: None)
-    with pytest.raises(RuntimeError, match=f"bucket/{BUCKET}: AWS still shows it: there"):
+    of_kind(monkeypatch, "bucket", delete=lambda here, name: None)
+    with pytest.raises(RuntimeError, match=f"bucket {BUCKET}: AWS still shows it: there"):
         delete(run_file)
     run = json.loads(run_file.read_text())
     assert run["created"] == [f"bucket/{BUCKET}"] and run["homes"] == [] and aws.status(port)
 
 
-def test_who_may_not_delete_is_told_the_code_and_where_the_permissions_stand(run_file, monkeypatch):
-    def refuse(here, home):
-        raise error("AccessDenied", "you may not")
+def test_no_reason_shows_the_account_s_number(run_file, monkeypatch):
+    def refuse(here, name):
+        message = "User: arn:aws:iam::123456789012:user/me is not authorized"
+        raise error("AccessDenied", message, "DeleteBucket")
 
-    monkeypatch.setattr(clean_up, "delete_folder", refuse)
-    fill(["a"])
+    of_kind(monkeypatch, "bucket", delete=refuse)
     with pytest.raises(RuntimeError) as caught:
         delete(run_file)
-    assert f"{HOME}: AccessDenied: you may not" in str(caught.value)
-    assert "aws/README.md has the permissions" in str(caught.value)
+    assert "AccessDenied in DeleteBucket: User: arn:aws:iam::<account>:" in str(caught.value)
+    assert "123456789012" not in str(caught.value)
 
 
 @pytest.mark.parametrize("item", ["model/m", "endpoint-config/m", "log/m"])
 def test_what_nobody_may_look_at_is_deleted_twice(run_file, monkeypatch, item):
     """aws/caller_policy.json lets nobody describe these: AWS must say that they are not there."""
-    here, made = clean_up.connect(run_file.parent), []
+    here, made, kind = clean_up.connect(run_file.parent), [], item.split("/")[0]
 
-    def delete_deployed(here, kind, name):
-        made.append(kind)
+    def delete_it(here, name):
+        made.append(name)
         if len(made) > 2:
             raise error("ValidationException", "Could not find it.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(clean_up, "delete_deployed", delete_deployed)
-        assert clean_up.outcome(here, item) is None and len(made) == 3
-        patch.setattr(clean_up, "delete_deployed", lambda here, kind, name: None)
+        of_kind(patch, kind, delete=delete_it)
+        assert clean_up.outcome(here, item) is None and made == ["m"] * 3
+        of_kind(patch, kind, delete=lambda here, name: None)
         assert clean_up.outcome(here, item) == "AWS could delete it a second time"
-    role, image = "arn:aws:iam::123456789012:role/mine", {"Image": "my/image:1"}
     sagemaker, logs = boto3.client("sagemaker"), boto3.client("logs")
-    sagemaker.create_model(ModelName="m", ExecutionRoleArn=role, PrimaryContainer=image)
+    sagemaker.create_model(ModelName="m", ExecutionRoleArn=ROLE, PrimaryContainer=IMAGE)
     logs.create_log_group(logGroupName="/aws/sagemaker/Endpoints/m")
     assert clean_up.outcome(here, item) is None
     assert ("model" in item) == (sagemaker.list_models()["Models"] == [])
     assert ("log" in item) == (logs.describe_log_groups()["logGroups"] == [])
 
 
+class SageMaker:
+    """Answers in turn what a record shows, its last answer for ever, and notes what is done."""
+
+    def __init__(self, **answers):
+        self.answers, self.made = answers, []
+
+    def __getattr__(self, operation):
+        def call(**request):
+            if operation not in self.answers:
+                self.made.append(operation)
+                return {}
+            turns = self.answers[operation]
+            return turns.pop(0) if len(turns) > 1 else turns[0]
+
+        return call
+
+
+@pytest.fixture
+def account_with(tmp_path, monkeypatch, fast):
+    """An account whose every client is the given one, and whose jobs wrote no log."""
+
+    def account_with(client):
+        monkeypatch.setattr(boto3.Session, "client", lambda session, service: client)
+        monkeypatch.setattr(clean_up, "_log_streams", lambda here, kind, name: [])
+        monkeypatch.setattr(clean_up, "_left", lambda here, item: None)
+        return account.Account(tmp_path, {}, boto3.Session(region_name="us-east-1"))
+
+    return account_with
+
+
+def job(status, pool=None):
+    return {"TrainingJobStatus": status} | ({"WarmPoolStatus": {"Status": pool}} if pool else {})
+
+
 @pytest.mark.parametrize(
-    "status, pool, calls",
+    "records, calls",
     [
-        ("InProgress", None, ["stop", "wait", "delete"]),
-        ("Completed", "Available", ["give up", "wait", "delete"]),
-        ("Failed", "Terminated", ["wait", "delete"]),
+        (["InProgress", "Stopping", "Stopped"], ["stop_training_job"]),
+        ([("Completed", "Available")] * 4 + [("Completed", "Terminated")], ["update_training_job"]),
+        ([("Completed", "Available")] * 4 + [("Completed", "Reused")], ["update_training_job"]),
+        (["Failed"], []),
+        (
+            ["InProgress", ("Stopping", "InUse"), ("Stopped", "InUse"), ("Stopped", "Available")]
+            + [("Stopped", "Available"), ("Stopped", "Terminated")],
+            ["stop_training_job", "update_training_job"],
+        ),
     ],
 )
-def test_a_job_is_ended_before_its_record_goes(tmp_path, monkeypatch, status, pool, calls):
-    """So that nothing writes or costs any more: also a machine that waits in a warm pool."""
-    made, name = [], {"TrainingJobName": "video-1"}
+def test_a_job_is_ended_before_its_record_goes(account_with, fast, records, calls):
+    """So that nothing writes or costs any more: also a machine that waits in a warm pool.
 
-    class SageMaker:
-        def describe_training_job(self, **job):
-            return {"TrainingJobStatus": status, "WarmPoolStatus": {"Status": pool}} | job
+    AWS deletes no record while its warm pool is Available, and the pool takes its time.
+    """
+    records = [job(*([one] if isinstance(one, str) else one)) for one in records]
+    client = SageMaker(describe_training_job=records)
+    assert clean_up.outcome(account_with(client), JOB) is None
+    assert client.made == [*calls, "delete_training_job"] and len(records) == 1
 
-        def stop_training_job(self, **job):
-            made.append("stop")
 
-        def update_training_job(self, **job):
-            assert job == name | {"ResourceConfig": {"KeepAlivePeriodInSeconds": 0}}
-            made.append("give up")
+@pytest.mark.parametrize(
+    "item, answers, made, reason",
+    [
+        (JOB, [job("Stopping")], [], "still Stopping after 15 minutes"),
+        (
+            JOB,
+            [job("Completed", "Available")],
+            ["update_training_job"],
+            "still Available after 15 minutes",
+        ),
+        (
+            "transform-job/t",
+            [{"TransformJobStatus": "InProgress"}, {"TransformJobStatus": "Stopping"}],
+            ["stop_transform_job"],
+            "still Stopping after 15 minutes",
+        ),
+        (
+            "endpoint/e",
+            [{"EndpointStatus": "Creating"}],
+            [],
+            "still Creating after 60 minutes",
+        ),
+        (
+            "endpoint/e",
+            [{"EndpointStatus": "InService"}, {"EndpointStatus": "Deleting"}],
+            ["delete_endpoint"],
+            "still Deleting after 15 minutes",
+        ),
+    ],
+)
+def test_what_never_ends_is_said_and_not_deleted(
+    account_with, fast, capsys, item, answers, made, reason
+):
+    """With a line a minute, and what to do: the wait has an end, and nothing counts as deleted."""
+    operation = f"describe_{item.split('/')[0].replace('-', '_')}"
+    client = SageMaker(**{operation: answers})
+    said = clean_up.outcome(account_with(client), item)
+    assert said.startswith(reason) and "open a case with AWS Support" in said
+    assert client.made == made
+    minutes = sum(fast) / 60
+    assert capsys.readouterr().out.count("waiting, minute") == minutes > 10
 
-        def delete_training_job(self, **job):
-            assert job == name
-            made.append("delete")
 
-        def get_waiter(self, waiter):
-            assert waiter == "training_job_completed_or_stopped"
-            return self
+def test_an_endpoint_is_deleted_when_its_start_has_ended(account_with, fast, capsys):
+    """AWS refuses to delete one that is Creating. One whose start failed must be deleted too."""
+    states = ["Creating"] * 20 + ["Failed", "Deleting"]
+    answers = [{"EndpointStatus": state} for state in states]
 
-        def wait(self, WaiterConfig, **job):
-            made.append("wait")
-            if status == "Failed":
-                raise WaiterError(waiter, "the job has failed", {})
+    class Endpoints(SageMaker):
+        def describe_endpoint(self, EndpointName):
+            if not answers:
+                raise error("ValidationException", 'Could not find endpoint "arn:aws:...".')
+            return answers.pop(0)
 
-    waiter = "training_job_completed_or_stopped"
-    monkeypatch.setattr(boto3.Session, "client", lambda session, service: SageMaker())
-    monkeypatch.setattr(clean_up, "_log_streams", lambda here, kind, name: [])
-    here = account.Account(tmp_path, {}, boto3.Session(region_name="us-east-1"))
-    clean_up.delete_job(here, "training-job", "video-1")
-    assert made == calls
+        def delete_endpoint(self, EndpointName):
+            assert len(answers) == 1  # it does not start any more
+            self.made.append("delete")
+
+    client = Endpoints()
+    assert clean_up.outcome(account_with(client), "endpoint/e") is None and client.made == [
+        "delete"
+    ]
+    assert "endpoint e is Creating: waiting, minute 1" in capsys.readouterr().out
+
+
+def test_a_job_that_ends_while_it_is_stopped_is_no_error(account_with):
+    class Ended(SageMaker):
+        def stop_training_job(self, TrainingJobName):
+            message = "The request was rejected because the training job is in status Completed."
+            raise error("ValidationException", message)
+
+    client = Ended(describe_training_job=[job("InProgress"), job("Completed")])
+    assert clean_up.outcome(account_with(client), JOB) is None
+    assert client.made == ["delete_training_job"]
+
+
+def test_a_pipeline_is_stopped_and_its_jobs_are_noted_before_it_goes(account_with, tmp_path):
+    """With the pipeline go the names of the jobs that its steps started; the jobs stay."""
+    arn, steps = "arn:aws:sagemaker:us-east-1:1:pipeline/video-p/execution/x", []
+    for kind, name in (("TrainingJob", "training-job/video-a"), ("Condition", None)):
+        made = {"Arn": f"arn:aws:sagemaker:us-east-1:1:{name}"} if name else {"Outcome": "true"}
+        steps.append({"StepName": kind, "Metadata": {kind: made}})
+    status = [{"PipelineExecutionStatus": one} for one in ("Executing", "Stopping", "Stopped")]
+    client = SageMaker(describe_pipeline_execution=status)
+    listed = {
+        "list_pipeline_executions": {"PipelineExecutionSummaries": [{"PipelineExecutionArn": arn}]},
+        "list_pipeline_execution_steps": {"PipelineExecutionSteps": steps},
+    }
+    client.get_paginator = lambda operation: SimpleNamespace(
+        paginate=lambda **request: [listed[operation]]
+    )
+    here = account_with(client)
+    here.remember(deployed=["pipeline/video-p"], jobs=["training-job/video-b"])
+    assert clean_up.outcome(here, "pipeline/video-p") is None
+    assert client.made == ["stop_pipeline_execution", "delete_pipeline"]
+    assert here.run["jobs"] == ["training-job/video-b", "training-job/video-a"]
+    items = clean_up._items(here)
+    assert next(items) == ("deployed", "pipeline/video-p")
+    here.add("jobs", "training-job/video-c")  # noted while the list is gone through
+    assert next(items) == ("jobs", "training-job/video-c")
+
+
+def test_a_group_of_models_goes_with_its_versions(account_with):
+    client = SageMaker()
+    versions = {"ModelPackageSummaryList": [{"ModelPackageArn": "1"}, {"ModelPackageArn": "2"}]}
+    client.get_paginator = lambda operation: SimpleNamespace(paginate=lambda **request: [versions])
+    assert clean_up.outcome(account_with(client), "model-package-group/video-m") is None
+    assert client.made == ["delete_model_package"] * 2 + ["delete_model_package_group"]

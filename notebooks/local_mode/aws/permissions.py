@@ -157,6 +157,8 @@ def needs(service, action, resource, parameters, region):
         resource = f"{arn}log-group:{parameters['logGroupName']}:log-stream:{stream}"
     elif service == "servicequotas" and action == "RequestServiceQuotaIncrease":
         resource = f"{arn}{parameters['ServiceCode']}/{parameters['QuotaCode']}"
+    elif service == "application-autoscaling" and not action.startswith("Describe"):
+        context["application-autoscaling:service-namespace"] = parameters["ServiceNamespace"]
     elif service == "cloudwatch" and "Namespace" in parameters:
         context["cloudwatch:namespace"] = parameters["Namespace"]
     return [(f"{service}:{action}", resource, context), *more]
