@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
-from tutorial import launch, pictures
+from tutorial import clean_up, launch, pictures
 
 EXPERIMENT = "video-classification"
 KIND = "mlflow-app/"  # of an item in run.json, which has the app's name: AWS chooses its ARN
@@ -58,8 +58,10 @@ def _app(here) -> str:
     known = [item for item in here.run.get("deployed", []) if item.startswith(KIND)]
     name = f"video-records-{time.strftime('%Y%m%d-%H%M%S')}"
     name = known[0].removeprefix(KIND) if known else name
-    arn = app_arn(here, name)
-    if arn is None:
+    found = clean_up.find_mlflow_app(here, name)
+    if found:
+        arn = found["Arn"]
+    else:
         here.add("deployed", f"{KIND}{name}")
         folder = f"s3://{here.run['bucket']}/{here.run['prefix']}/mlflow/"
         here.add("homes", folder)
@@ -82,15 +84,6 @@ def _app(here) -> str:
                 "it; then run this cell again."
             )
         time.sleep(WAIT)
-
-
-def app_arn(here, name: str) -> str | None:
-    """The ARN of an MLflow app by its name; None if AWS has none of this name (any more)."""
-    pages = here.session.client("sagemaker").get_paginator("list_mlflow_apps").paginate()
-    for app in (app for page in pages for app in page["Summaries"]):
-        if app["Name"] == name and app["Status"] != "Deleted":
-            return app["Arn"]
-    return None
 
 
 def link(here, tracking_uri: str) -> str:
@@ -133,7 +126,8 @@ def complete(here, name: str, job: str) -> None:
     key = key.replace("/model.tar.gz", "/output.tar.gz")
     archive = here.session.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        metrics = tar.extractfile("metrics.json").read().decode()
+        (file,) = [item for item in tar if item.name.removeprefix("./") == "metrics.json"]
+        metrics = tar.extractfile(file).read().decode()
     with mlflow.start_run(run_id=found["run_id"].iloc[0]):
         mlflow.set_tags({"training_job": job, "model": model})
         mlflow.log_text(metrics, "metrics.json")
@@ -183,16 +177,8 @@ def end(here) -> None:
     The files of the runs are in S3, and 06_clean_up deletes them. Raises RuntimeError if the app is
     still there; then it stays in run.json.
     """
-    sagemaker = here.session.client("sagemaker")
     for item in [item for item in here.run.get("deployed", []) if item.startswith(KIND)]:
-        name, deadline = item.removeprefix(KIND), time.monotonic() + MOST
-        asked = False
-        while arn := app_arn(here, name):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{name} is still there: run the cell again, or 06_clean_up")
-            if not asked:
-                sagemaker.delete_mlflow_app(Arn=arn)
-                asked = True
-            time.sleep(WAIT)
+        if reason := clean_up.outcome(here, item):
+            raise RuntimeError(f"{item} is still there: {reason}")
         here.drop("deployed", item)
-        print(f"{name} is deleted")
+        print(f"{item.removeprefix(KIND)} is deleted")
