@@ -50,7 +50,9 @@ def names(here) -> tuple[str, str]:
 
 def session(here, new_run) -> PipelineSession:
     """A session that writes requests down instead of sending them. new_run: of launch.new_run."""
-    logging.getLogger("sagemaker").setLevel(logging.ERROR)  # it tells each request that it makes
+    for handler in logging.getLogger().handlers:  # of the SDK, which tells each request it makes
+        handler.setLevel(logging.ERROR)
+    pd.set_option("display.max_colwidth", None)  # whole names
     warnings.filterwarnings("ignore", "Running within a PipelineSession")
     of_run = new_run.session
     return PipelineSession(
@@ -334,7 +336,7 @@ def versions(here, group: str) -> pd.DataFrame:
             rows[found["ModelPackageVersion"]] = {
                 "approval": found["ModelApprovalStatus"],
                 **found.get("CustomerMetadataProperties", {}),
-                "model": container["ModelDataUrl"].partition("/")[2].partition("/")[2],
+                "model": container["ModelDataUrl"].split("/", 3)[3],  # without the bucket
             }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("version")
     return table.sort_index(ascending=False)
