@@ -30,8 +30,12 @@ from sagemaker.core.training.configs import InputData, MetricDefinition
 from tutorial import account
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+PROCESSING_LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 RESERVED = ("code", "sm_drivers")  # channels of the SDK itself
 START_MINUTES = 7  # assumed: a machine is found, fetches the image, installs the packages
+# What is billed beside max_runtime, at most. SageMaker sends SIGKILL 2 minutes after SIGTERM, says
+# the API reference of StopTrainingJob; the two others are assumed, for an image of some 10 GB.
+MOST_START_MINUTES, GRACE_MINUTES, UPLOAD_MINUTES = 10, 2, 3
 SPARE_GB = 15  # of a disk: packages, model, checkpoints
 POLL_SECONDS = 3
 # By kind of job: the parameter of its notebook that takes up a job again.
@@ -51,7 +55,10 @@ OWN_DISK = {
 }  # fmt: skip
 # What a job's failure says, and what to do. notebooks/troubleshooting.md has the whole table.
 REMEDIES = [
-    (r"CapacityError", "AWS has no free machine of this type: try later, or another instance_type"),
+    (r"CapacityError", "AWS has no free machine of this type: try later, or another instance_type, "
+     "or several (how_to/train_for_less.ipynb)"),
+    (r"429 Client Error|Too Many Requests|GatedRepo", "download the model once on your computer, "
+     "and choose its folder in notebook 2; never put a token into the request"),
     (r"AccessDenied|download failed", "the execution role may not read or write there: its bucket "
      "and prefix must be those of notebook 1; clips in another bucket need a statement"),
     (r"requested image|pull algorithm|Access denied for repository",
@@ -71,6 +78,15 @@ REMEDIES = [
      "run prepare_clips.py on the clips, and train on what it wrote"),
     (r"torch sees none", "the image does not fit the driver: a newer image, see launch.image"),
 ]  # fmt: skip
+# The command of a SourceCode for several GPUs or machines: f"{TORCHRUN} train.py". The variables
+# are those of the SDK's start script, and torchrun's flags those of its Torchrun driver. torchrun
+# passes the signal on; it would end the script after 30 s, and SageMaker gives 120.
+TORCHRUN = (
+    "exec env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110 NCCL_SOCKET_IFNAME=$SM_NETWORK_INTERFACE_NAME "
+    "torchrun --nnodes=$SM_HOST_COUNT --node_rank=$SM_CURRENT_HOST_RANK "
+    "--nproc_per_node=$((SM_NUM_GPUS>0?SM_NUM_GPUS:1)) "
+    "--master_addr=$SM_MASTER_ADDR --master_port=$SM_MASTER_PORT"
+)
 ANY_REMEDY = "do what the message says; the lines above it in the log say more"
 
 
@@ -78,6 +94,7 @@ def _environment() -> dict[str, str]:
     """What the script finds in its environment; never a key or password: the console shows it."""
     found = {
         "TENSORBOARD_LOGGING_DIR": "/opt/ml/output/tensorboard",
+        "PYTHONUNBUFFERED": "1",  # each line is in the log at once
         "PIP_QUIET": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
@@ -90,6 +107,14 @@ def _environment() -> dict[str, str]:
 
 
 ENVIRONMENT = _environment()
+
+
+def _without_hint(record) -> bool:
+    """Drops the SDK's warning that a command gets no hyperparameters: `arguments` passes them."""
+    return "when 'command' is used" not in record.getMessage()
+
+
+logging.getLogger("sagemaker.core.utils.utils").addFilter(_without_hint)
 
 
 # ---- The parts of a request ----------------------------------------------------------------------
@@ -106,9 +131,10 @@ def new_run(here, job_name=None) -> SimpleNamespace:
             raise RuntimeError(f"run.json has no {field}: run 01_setup.ipynb first")
     bucket = here.run["bucket"]
     output = _new_folder(here, "{time}")
-    checkpoints = _new_folder(here, "checkpoints/{time}")
+    # With a slash: SageMaker restores what begins with this text, a folder `...-2` included.
+    checkpoints = _new_folder(here, "checkpoints/{time}") + "/"
     if not job_name:
-        here.add("homes", f"{output}/", f"{checkpoints}/")
+        here.add("homes", f"{output}/", checkpoints)
     rich.reconfigure(force_jupyter=False, force_terminal=False, quiet=True)
     log = logging.getLogger("sagemaker.core.resources")
     log.handlers, log.propagate = [logging.NullHandler()], False  # follow prints the job's log
@@ -221,6 +247,33 @@ def objects_below(here, uri: str) -> dict[str, int]:
     return {item.key.removeprefix(prefix): item.size for item in found}
 
 
+def arguments(hyperparameters: dict) -> list[str]:
+    """The flags of a script: {"epochs": 10} -> ["--epochs", "10"], written as the SDK does it.
+
+    A request with `entry_script` needs no such list, but there a shell is the first process of the
+    container, and SIGTERM, which SageMaker sends to that process alone, never reaches the script.
+    `command="exec python3 train.py"` puts the script in the shell's place. The SDK gives a command
+    its `args` and no hyperparameters; these stay in the request, because the console shows them.
+    """
+    words = []
+    for name, value in hyperparameters.items():
+        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return words
+
+
+def script_of(source) -> str:
+    """The name of the script that a SourceCode starts, by its command or as its entry_script."""
+    words = (source.command or source.entry_script or "").split()
+    return next((word for word in words if word.endswith((".py", ".sh"))), "")
+
+
+def candidates(compute) -> list[tuple[str, int]]:
+    """(instance type, number) of the machines of a Compute: of each preference, of which a job gets
+    one, or of its instance_type."""
+    kinds = compute.instance_preferences or [compute]
+    return [(kind.instance_type, kind.instance_count or compute.instance_count) for kind in kinds]
+
+
 def image(here, instance_type: str, family: str = "pytorch-amzn2023") -> str:
     """The address of AWS's newest training image of `family` for the Region and instance.
 
@@ -280,7 +333,7 @@ def gpus_of(instance_type: str, region: str, if_unknown: int = 2) -> int:
 
 def has_own_disk(instance_type: str) -> bool:
     """Whether the instance comes with a local disk, of a fixed size and encrypted in hardware."""
-    types = r"ml\.(g4dn|g5|g6e?|p3dn|p4de?|p5e?n?|[cmr]\d\w*d\w*)\."
+    types = r"ml\.(g4dn|g5|g6e?|g7e|p3dn|p4de?|p5e?n?|p6e?-\w+|trn\dn?|[cmr]\d\w*d\w*)\."
     return bool(re.match(types, instance_type))
 
 
@@ -296,22 +349,27 @@ def check(here, trainer, max_cost_usd: float, minutes: float | None = None, job_
     """
     if job_name:
         return print(f"{job_name} was launched before: nothing to check")
-    _refuse_old_gpus(trainer.compute.instance_type)
+    kinds, retries = candidates(trainer.compute), trainer._retry_strategy
+    for instance, _ in kinds:
+        _refuse_old_gpus(instance)
     check_name(trainer.base_job_name)
     check_script(trainer.source_code)
     check_hyperparameters(trainer.hyperparameters or {})
+    check_command(trainer)
     check_machines(here, trainer)
     clips = check_data(here, trainer)
     spare = trainer.compute.enable_managed_spot_training
-    check_money(here, trainer.compute, trainer.stopping_condition, max_cost_usd)
+    starts = 1 + (retries.maximum_retry_attempts if retries else 0)
+    check_money(here, trainer.compute, trainer.stopping_condition, max_cost_usd, starts=starts)
+    trainer.train(dry_run=True)  # the SDK's own checks; the code goes to S3, as it will for the job
     most = (trainer.stopping_condition.max_runtime_in_seconds or 86400) / 60
     computed = expected_minutes(here, trainer, clips) if minutes is None else None
     minutes = computed if minutes is None else minutes
     if minutes is None:
         return print("expected: not known for this instance type and model")
-    machines, instance = trainer.compute.instance_count, trainer.compute.instance_type
-    cost = machines * here.run["dollars_per_hour"][instance] * minutes / 60
-    print(f"expected: {minutes:.0f} minutes, ${cost:.2f}{', less on spot' if spare else ''}")
+    price = max(here.run["dollars_per_hour"][name] * count for name, count in kinds)
+    print(f"expected: {minutes:.0f} minutes, ${price * minutes / 60:.2f}"
+          f"{', less on spot' if spare else ''}")  # fmt: skip
     if computed:
         print(f"          ({START_MINUTES} minutes assumed to start machine, image and packages; "
               f"{computed - START_MINUTES:.1f} for {_epochs(trainer):g} epochs)")  # fmt: skip
@@ -334,7 +392,7 @@ def check_name(name: str) -> None:
 
 def check_script(source) -> None:
     """Raises RuntimeError for a script of which a notebook has written the first cells only."""
-    script = Path(source.source_dir, source.entry_script)
+    script = Path(source.source_dir, script_of(source))
     text = script.read_text()
     try:
         compile(text, script.name, "exec")
@@ -370,21 +428,43 @@ def check_hyperparameters(hyperparameters: dict) -> None:
             raise ValueError(f"hyperparameter {name}={text[:100]!r}: {why}")
 
 
+def check_command(trainer) -> None:
+    """Raises ValueError for a command that hides SIGTERM from the script, or lacks its flags."""
+    source = trainer.source_code
+    if not source.command:
+        return
+    if not source.command.startswith("exec "):
+        raise ValueError(
+            f"command {source.command!r}: begin it with exec. Else a shell stays the first process "
+            "of the container, and the script never hears that its job is stopped or interrupted"
+        )
+    if [str(word) for word in source.args or []] != arguments(trainer.hyperparameters or {}):
+        raise ValueError(
+            "args and hyperparameters differ: the script gets args, and the console shows "
+            "hyperparameters. Write args=launch.arguments(hyperparameters), and run the cell of "
+            "the request again"
+        )
+
+
 def check_machines(here, trainer) -> None:
     """Raises ValueError for machines that would be paid and not used, or that exclude others."""
     compute, limits = trainer.compute, trainer.stopping_condition
-    gpus = gpus_of(compute.instance_type, here.run["region"], if_unknown=1)
+    torchrun = trainer.distributed or "torchrun" in (trainer.source_code.command or "")
+    kinds = candidates(compute)
     if trainer.training_input_mode not in ("File", "FastFile"):
         raise ValueError(
             f"input_mode is {trainer.training_input_mode!r}: it must be File or FastFile"
         )
-    if trainer.distributed is None and max(gpus, compute.instance_count) > 1:
-        raise ValueError(
-            f"{compute.instance_count} x {compute.instance_type}: several GPUs or machines need "
-            "distributed=Torchrun() in the request. Without it one slow process serves all GPUs of "
-            "a machine, and each machine trains for itself. "
-            "how_to/train_on_many_machines.ipynb has the request."
-        )
+    for instance, count in kinds:
+        gpus = gpus_of(instance, here.run["region"], if_unknown=1)
+        if not torchrun and max(gpus, count) > 1:
+            raise ValueError(
+                f"{count} x {instance}: several GPUs or machines need torchrun in the command of "
+                "the request. Without it one slow process serves all GPUs of a machine, and each "
+                "machine trains for itself. how_to/train_on_many_machines.ipynb has the request."
+            )
+    if len({gpus_of(name, here.run["region"], if_unknown=1) > 0 for name, _ in kinds}) > 1:
+        raise ValueError("instance_preferences: one image runs all, so all with a GPU, or none")
     if compute.enable_managed_spot_training and compute.keep_alive_period_in_seconds:
         raise ValueError("spot and keep_warm exclude each other: set one of them")
     wait = limits.max_wait_time_in_seconds or 0
@@ -416,10 +496,13 @@ def check_data(here, trainer) -> dict[str, int]:
             raise FileNotFoundError(f"channel {name!r}: nothing lies below {uri}{folders}")
         gigabytes += sum(files.values()) / 1e9
         print(f"data:     {name}: {len(files)} files, {sum(files.values()) / 1e6:.1f} MB")
-        if name == "train" and getattr(trainer.source_code, "entry_script", "") == "train.py":
+        if name == "train" and script_of(trainer.source_code) == "train.py":
             clips = _clips_by_split(uri, list(files))
-    instance, size = trainer.compute.instance_type, trainer.compute.volume_size_in_gb
-    disk = OWN_DISK.get(instance, float("inf")) if has_own_disk(instance) else size or 30
+    size, disks = trainer.compute.volume_size_in_gb or 30, {}
+    for instance, _ in candidates(trainer.compute):
+        disks[instance] = OWN_DISK.get(instance, float("inf")) if has_own_disk(instance) else size
+    instance = min(disks, key=disks.get)  # of several, the one that would fail
+    disk = disks[instance]
     if trainer.training_input_mode == "File" and gigabytes + SPARE_GB > disk:
         raise ValueError(
             f"The data has {gigabytes:.0f} GB, packages and checkpoints need {SPARE_GB} more, and "
@@ -460,33 +543,45 @@ def _clips_by_split(uri: str, names: list[str]) -> dict[str, int]:
     )
 
 
-def check_money(here, compute, limits, max_cost_usd: float, use: str = "training job usage"):
-    """Prints the quota and the most that a job costs; raises RuntimeError if either forbids it.
+def check_money(here, compute, limits, max_cost_usd, use="training job usage", starts=1) -> float:
+    """Prints the quotas and the most that a job costs; raises RuntimeError if one forbids it.
 
-    `compute` and `limits` are the request's Compute and StoppingCondition. Returns its dollars.
+    `compute` and `limits` are the request's Compute and StoppingCondition. Returns dollars: those
+    of the dearest machines, for max_runtime (on spot max_wait, with each new start in it), `starts`
+    times the start, and the end. Spot costs less than this price, by how much is not known before.
     """
-    instance, machines = compute.instance_type, compute.instance_count
     spare, warm = compute.enable_managed_spot_training, compute.keep_alive_period_in_seconds or 0
-    wanted = [f"{instance} for {'spot ' if spare else ''}{use}"]
-    wanted += [f"{instance} for training warm pool usage"] * bool(warm)
-    quotas = here.run["quotas"]  # null: notebook 1 could not ask
-    for name in wanted:
-        print(f"quota:    {name}:", "not known" if quotas is None else f"{quotas.get(name, 0):.0f}")
-        if quotas is not None and quotas.get(name, 0) < machines:
+    quotas, costs = here.run["quotas"], {}  # null: notebook 1 could not ask
+    for instance, machines in candidates(compute):
+        wanted = [f"{instance} for {'spot ' if spare else ''}{use}"]
+        wanted += [f"{instance} for training warm pool usage"] * bool(warm)
+        for name in wanted:
+            known = "not known" if quotas is None else f"{quotas.get(name, 0):.0f}"
+            print(f"quota:    {name}: {known}")
+            if quotas is not None and quotas.get(name, 0) < machines:
+                raise RuntimeError(
+                    f"The quota {name!r} is below {machines}. Ask for more (01_setup.ipynb has the "
+                    "link), and run that notebook again when AWS has agreed. Until then: "
+                    'instance_type = "ml.m5.xlarge" with freeze = "backbone".'
+                )
+        price = here.run["dollars_per_hour"].get(instance)
+        if price is None:
             raise RuntimeError(
-                f"The quota {name!r} is below {machines}. Ask for more (01_setup.ipynb has the "
-                "link), and run that notebook again when AWS has agreed. Until then: instance_type "
-                '= "ml.m5.xlarge" with freeze = "backbone".'
+                f"No price of {instance}: the launch cannot be limited by its cost. Take a type "
+                "that 01_setup.ipynb lists, or fetch its price: how_to/train_for_less.ipynb."
             )
-    price = here.run["dollars_per_hour"].get(instance)
-    if price is None:
-        raise RuntimeError(
-            f"No price of {instance}: the launch cannot be limited by its cost. Take a type that "
-            "01_setup.ipynb lists, or fetch its price: how_to/train_for_less.ipynb."
-        )
-    most = machines * price * ((limits.max_runtime_in_seconds or 86400) + warm) / 3600
-    print(f"price:    {machines} x {instance}, ${price} an hour each")
-    print(f"at most:  ${most:.2f}, if the job runs until SageMaker stops it")
+        print(f"price:    {machines} x {instance}, ${price} an hour each")
+        costs[instance] = machines * price
+    running = (limits.max_wait_time_in_seconds if spare else limits.max_runtime_in_seconds) or 86400
+    parts = {
+        "until SageMaker stops it": running / 60,
+        "to start (image, data; assumed)": MOST_START_MINUTES * starts,
+        "to stop": GRACE_MINUTES,
+        "to upload (assumed)": UPLOAD_MINUTES,
+    } | ({"in the warm pool": warm / 60} if warm else {})
+    most = max(costs.values()) * sum(parts.values()) / 60
+    minutes = " + ".join(f"{value:g} {name}" for name, value in parts.items())
+    print(f"at most:  ${most:.2f}. Minutes: {minutes}")
     if most > max_cost_usd:
         raise RuntimeError(
             f"At most ${most:.2f} is above max_cost_usd = {max_cost_usd}. Lower max_minutes, or "
@@ -496,22 +591,26 @@ def check_money(here, compute, limits, max_cost_usd: float, use: str = "training
 
 
 def expected_minutes(here, trainer, clips: dict[str, int]) -> float | None:
-    """Minutes of a job of train.py, start included; None if the instance or model is not known.
+    """Minutes of a job of train.py, start included; None if an instance or model is not known.
 
-    From clips {split: number}, the model's operations, and what the instance is taken to do. A clip
-    is trained on by 3 forward passes' work, or by 1 if the backbone is frozen.
+    From clips {split: number}, the model's operations, and what the instance is taken to do; of
+    several preferred instances, the slowest. A clip is trained on by 3 forward passes' work, or by
+    1 if the backbone is frozen.
     """
     flags, counts = trainer.hyperparameters or {}, clips or here.run.get("clip_counts") or {}
-    gflop, compute = here.run.get("gflop"), trainer.compute
-    if getattr(trainer.source_code, "entry_script", "") != "train.py" or not (gflop and counts):
+    gflop = here.run.get("gflop")
+    if script_of(trainer.source_code) != "train.py" or not (gflop and counts):
         return None
-    rate = account.clips_per_second(compute.instance_type, gflop)  # forward passes
-    if not rate:
+    rates = [  # forward passes a second
+        (account.clips_per_second(instance, gflop) or 0) * machines
+        for instance, machines in candidates(trainer.compute)
+    ]
+    if not all(rates):
         return None
     work = 1 if flags.get("freeze") == "backbone" else 3
     passes = _epochs(trainer) * (work * counts.get("train", 0) + counts.get("validation", 0))
     passes += counts.get("validation", 0) + counts.get("test", 0)
-    return START_MINUTES + passes / rate / compute.instance_count / 60
+    return START_MINUTES + passes / min(rates) / 60
 
 
 def _epochs(trainer) -> float:
@@ -568,15 +667,15 @@ def describe(here, job: str) -> dict:
         ) from error
 
 
-class _Log:
-    """Prints what is new in a job's log: the script's own lines, none of the SDK's start script."""
+class JobLog:
+    """Prints what is new in a job's log: of a training job, no lines of the SDK's start script."""
 
-    def __init__(self, here, job: str):
-        self.client, self.job = here.session.client("logs"), job
+    def __init__(self, here, job: str, group: str = LOG_GROUP):
+        self.client, self.job, self.group = here.session.client("logs"), job, group
         self.tokens, self.begun = {}, set()  # by stream, one of each machine
 
     def print_new(self) -> None:
-        where = {"logGroupName": LOG_GROUP}
+        where = {"logGroupName": self.group}
         try:
             found = self.client.describe_log_streams(**where, logStreamNamePrefix=f"{self.job}/")
         except self.client.exceptions.ResourceNotFoundException:  # the account's first job
@@ -596,7 +695,7 @@ class _Log:
     def _print(self, stream: str, line: str) -> None:
         if line.startswith("Starting training script"):
             self.begun.discard(stream)
-        elif line.startswith("Installing requirements"):
+        elif line.startswith("Installing requirements") or self.group != LOG_GROUP:
             self.begun.add(stream)
         if stream in self.begun and not re.match(r"\++ ", line):
             host = re.search(r"/algo-(\d+)", stream)[1]
@@ -609,7 +708,7 @@ def follow(here, job: str) -> None:
     Raises RuntimeError with the script's reason and a remedy if the job failed or was stopped.
     An interrupt ends the waiting, not the job.
     """
-    log, phases = _Log(here, job), 0
+    log, phases = JobLog(here, job), 0
     try:
         while True:
             described = describe(here, job)  # before the log: what is said until then is in it
@@ -657,8 +756,7 @@ def result(here, job: str) -> dict:
     described = describe(here, job)
     billed = described.get("BillableTimeInSeconds", 0)
     trained = described.get("TrainingTimeInSeconds", 0)
-    compute = described["ResourceConfig"]
-    machines, instance = compute["InstanceCount"], compute["InstanceType"]
+    instance, machines = machines_of(described)
     print(f"{job}: {described['TrainingJobStatus']}, trained {trained} s, billed {billed} s")
     if described.get("EnableManagedSpotTraining") and trained:
         print(f"  spot saved {1 - billed / trained:.0%}")
@@ -676,14 +774,21 @@ def result(here, job: str) -> dict:
     return described
 
 
+def machines_of(described: dict) -> tuple[str, int]:
+    """(instance type, number) on which a job runs, or for a list of preferences, the one it got."""
+    compute = described["ResourceConfig"]
+    instance = compute.get("SelectedInstanceType") or compute.get("InstanceType", "no machine yet")
+    return instance, compute.get("SelectedInstanceCount") or compute.get("InstanceCount", 0)
+
+
 def links(here, job: str) -> None:
     """Prints the addresses of a job, its log and its machine's graphs in the AWS console."""
     console = f"https://{here.run['region']}.console.aws.amazon.com"
     region = f"region={here.run['region']}"
-    group = LOG_GROUP.replace("/", "$252F")
+    streams = LOG_GROUP.replace("/", "$252F") + f"$3FlogStreamNameFilter$3D{job}$252F"
     search = f"query=~'*7b*2faws*2fsagemaker*2fTrainingJobs*2cHost*7d*20{job}"
     print(f"job:      {console}/sagemaker/home?{region}#/jobs/{job}")
-    print(f"log:      {console}/cloudwatch/home?{region}#logsV2:log-groups/log-group/{group}")
+    print(f"log:      {console}/cloudwatch/home?{region}#logsV2:log-groups/log-group/{streams}")
     print(f"machine:  {console}/cloudwatch/home?{region}#metricsV2:graph=~();{search}")
 
 

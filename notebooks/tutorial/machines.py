@@ -213,8 +213,9 @@ def volume_gb(here, channels, instance_type: str, input_mode: str = "File") -> i
 def on_instances(trainer, count: int):
     """A copy of a request for `count` instances, with the same number of clips per step in all.
 
-    Its model, checkpoints and curves get folders of their own. Raises ValueError if the clips of a
-    step have no `count` equal parts.
+    The request has a command and args (launch.arguments), as in the guide. The copy's model,
+    checkpoints and curves get folders of their own. Raises ValueError if the clips of a step have
+    no `count` equal parts.
     """
     clips = trainer.hyperparameters["train_batch_size"] * trainer.compute.instance_count
     if clips % count:
@@ -224,14 +225,16 @@ def on_instances(trainer, count: int):
         )
     compute = trainer.compute.model_copy(update={"instance_count": count})
     flags = trainer.hyperparameters | {"train_batch_size": clips // count}
-    copy = trainer.model_copy(update={"compute": compute, "hyperparameters": flags})
+    source = trainer.source_code.model_copy(update={"args": launch.arguments(flags)})
+    changes = {"compute": compute, "hyperparameters": flags, "source_code": source}
+    copy = trainer.model_copy(update=changes)
     output, checkpoints = trainer.output_data_config, trainer.checkpoint_config
     board = trainer._tensorboard_output_config
     copy.output_data_config = output.model_copy(
         update={"s3_output_path": f"{output.s3_output_path}/on-{count}"}
     )
     copy.checkpoint_config = checkpoints.model_copy(
-        update={"s3_uri": f"{checkpoints.s3_uri}/on-{count}"}
+        update={"s3_uri": f"{checkpoints.s3_uri.rstrip('/')}/on-{count}/"}
     )
     return copy.with_tensorboard_output_config(
         board.model_copy(update={"s3_output_path": f"{board.s3_output_path}/on-{count}"})
@@ -269,7 +272,7 @@ def comparison(here, jobs: dict[int, str], curves: dict[int, dict]) -> pd.DataFr
     rows = {}
     for count, job in jobs.items():
         described = launch.describe(here, job)
-        price = here.run["dollars_per_hour"][described["ResourceConfig"]["InstanceType"]]
+        price = here.run["dollars_per_hour"][launch.machines_of(described)[0]]
         final = {m["MetricName"]: m["Value"] for m in described.get("FinalMetricDataList", [])}
         rows[count] = {
             "job, s": described["TrainingTimeInSeconds"],
@@ -309,8 +312,9 @@ def prepare(
 
     run: of launch.new_run. Each machine takes a part of the files; unreadable clips are left out
     and listed in bad_clips_<machine>.json beside the result. Prints what the job costs at most, and
-    raises RuntimeError if that is above `max_cost_usd`; waits; raises RuntimeError with the reason
-    if the job fails. Afterwards the channel names the prepared clips. Returns the job's name.
+    raises RuntimeError if that is above `max_cost_usd`; prints its log until it ends; raises
+    RuntimeError with the reason if the job fails. Afterwards the channel names the prepared clips.
+    Returns the job's name.
     kms_key, network (keywords of configs.Networking): as in the training request.
     """
     (clips,) = [channel for channel in channels if channel.channel_name == "train"]
@@ -355,10 +359,12 @@ def prepare(
     here.add("jobs", f"processing-job/{job}")
     print(f"{job} is started; the cell waits for it", flush=True)
     client, status = here.session.client("sagemaker"), "InProgress"
+    log = launch.JobLog(here, job, launch.PROCESSING_LOG_GROUP)
     while status in ("InProgress", "Stopping"):
         time.sleep(launch.POLL_SECONDS)
         found = client.describe_processing_job(ProcessingJobName=job)
         status = found["ProcessingJobStatus"]
+        log.print_new()
     if status != "Completed":
         reason = found.get("FailureReason") or found.get("ExitMessage") or "it gave no reason"
         raise RuntimeError(f"{job} {status}, the clips are not prepared: {reason}")

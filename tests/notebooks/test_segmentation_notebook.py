@@ -63,7 +63,8 @@ def test_a_folder_becomes_a_channel_and_a_name_on_the_hub_a_flag(tmp_path, job):
     ):
         launch = Launch()
         more = {"launch": launch, "model_name": name, "segmentation_job": job}
-        assert run_cell(NB, "upload", **given, **more)["hyperparameters"] == flags
+        made = run_cell(NB, "upload", **given, **more)["hyperparameters"]
+        assert made == flags | {"save_minutes": 10}
         assert launch.calls[0] == ("new_run", (None, job), {})
         assert launch.calls[1] == ("upload", (None,), {"job_name": job} | inputs)
 

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import boto3
 import pytest
 from botocore.client import BaseClient
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
 from cells import run_cell, run_cells
 from conftest import ROOT
 from embedded import own_aws
 from local_mode import aws
-from sagemaker.core.shapes import S3DataSource
+from sagemaker.core.shapes import InstancePreference, RetryStrategy, S3DataSource
 from sagemaker.core.training import configs
 from sagemaker.train import ModelTrainer
 from tutorial import account, clean_up, launch
@@ -139,6 +141,7 @@ def test_the_request_by_default(request_of):
             "eval_batch_size": "8",
             "freeze": "none",
             "report_to": "tensorboard",
+            "save_minutes": "10",  # what a machine that just vanishes costs at most
         },
         "InputDataConfig": [
             channel("train", "UPLOADS/train/"),
@@ -224,14 +227,15 @@ def test_the_request_with_everything(request_of, tmp_path):
     assert sent["Tags"] == [{"Key": "project", "Value": "video-tutorial"}]
     arrived = {"epochs": "1", "freeze": "all_but_4", "learning_rate": "0.0004"}
     arrived |= {"train_batch_size": "2", "eval_batch_size": "8", "report_to": "tensorboard"}
-    arrived |= {"logging_steps": "1"}
+    arrived |= {"logging_steps": "1", "save_minutes": "10"}
     assert sent["HyperParameters"] == arrived
     bucket = boto3.resource("s3").Bucket(BUCKET)
     uploaded = [item.Object() for home in homes for item in bucket.objects.filter(Prefix=home)]
     assert any(item.key.endswith("code/train.py") for item in uploaded)
     assert {item.ssekms_key_id for item in uploaded} == {KEY}  # clips, weights and code
     (start,) = (item for item in uploaded if item.key.endswith("/sm_train.sh"))
-    assert b"torchrun_driver.py" in start.get()["Body"].read()
+    assert b"exec env" in (text := start.get()["Body"].read()) and b"torchrun --nnodes" in text
+    assert b"train.py --model_name" not in text and b" --epochs 1 " in text
 
 
 def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
@@ -243,12 +247,12 @@ def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
 # The SDK's table does not know g6.
 @pytest.mark.parametrize("instance_type", ["ml.g4dn.12xlarge", "ml.g6.12xlarge"])
 def test_several_gpus_run_under_torchrun(set_up, instance_type):
-    output = set_up(dollars_per_hour={instance_type: 5}, quotas={f"{instance_type} for {USE}": 1})
+    output = set_up(dollars_per_hour={instance_type: 4}, quotas={f"{instance_type} for {USE}": 1})
     made = run_guide(output, instance_type=instance_type, compare_nodes=[1])
-    assert made["requests"][1].distributed is not None
+    assert made["requests"][1].source_code.command.startswith("exec env")
     parameters = {"output_dir": str(output), "instance_type": instance_type}
-    with pytest.raises(ValueError, match="several GPUs or machines need distributed=Torchrun"):
-        run_cells(LESSON, parameters, stop="launch")  # which has no place for it
+    with pytest.raises(ValueError, match="several GPUs or machines need torchrun in the command"):
+        run_cells(LESSON, parameters, stop="launch")
 
 
 def test_jobs_on_one_and_on_two_instances_differ_in_nothing_else(set_up):
@@ -258,6 +262,8 @@ def test_jobs_on_one_and_on_two_instances_differ_in_nothing_else(set_up):
     one, two = made["requests"][1], made["requests"][2]
     assert (one.compute.instance_count, two.compute.instance_count) == (1, 2)
     assert one.hyperparameters == two.hyperparameters | {"train_batch_size": 6}
+    for request in (one, two):  # and so say the flags that the script gets
+        assert request.source_code.args == launch.arguments(request.hyperparameters)
     places = [
         (t.output_data_config.s3_output_path, t.checkpoint_config.s3_uri,
          t._tensorboard_output_config.s3_output_path) for t in (one, two)
@@ -419,8 +425,8 @@ def test_names_of_jobs_that_sagemaker_changes_or_refuses(name, fits):
          5, "exclude each other"),
         ({"machine": {"enable_managed_spot_training": True},
           "limits": {"max_wait_time_in_seconds": 60}}, 5, "max_wait is 60: it must be max_runtime"),
-        ({}, 0.5, "At most [$]0.74 is above max_cost_usd = 0.5"),
-        ({"machine": {"instance_count": 2}}, 5, "distributed=Torchrun"),
+        ({}, 0.5, "At most [$]0.92 is above max_cost_usd = 0.5"),
+        ({"machine": {"instance_count": 2}}, 5, "need torchrun in the command"),
         ({"machine": {"instance_type": "ml.g5.xlarge"}}, 5, "'ml.g5.xlarge for training job usage' "
          "is below 1"),
         ({"machine": {"instance_type": "ml.p3.2xlarge"}}, 5, "V100 and K80"),
@@ -441,9 +447,9 @@ def test_what_would_fail_is_refused_before_it_costs(trainer_of, changes, most, m
         ({"compare_nodes": [2, 3], "hyperparameters": {"train_batch_size": 1}},
          "3 clips per step .* no 2 equal parts"),
         ({"compare_nodes": [4]}, "usage' is below 4"),
-        ({"max_cost_usd": 1}, r"At most \$1.47 is above"),  # two instances for an hour
+        ({"max_cost_usd": 1}, r"At most \$1.84 is above"),  # two instances for 75 minutes
         ({"prepare_instances": 30}, "quota 'ml.m5.xlarge for processing job usage' is below 30"),
-        ({"prepare_instances": 2, "max_cost_usd": 0.4}, r"At most \$0.46 is above"),
+        ({"prepare_instances": 2, "max_cost_usd": 0.4}, r"At most \$0.57 is above"),
     ],
 )  # fmt: skip
 def test_the_guide_refuses_too(set_up, parameters, message):
@@ -578,12 +584,12 @@ def launched(set_up, tmp_path):
         output = set_up()
         made = run_cells(LESSON, {"output_dir": str(output)}, stop="launch")
         trainer = made["trainer"]
-        trainer.source_code = configs.SourceCode(
-            source_dir=str(tmp_path), entry_script="train.py", requirements="requirements.txt"
-        )
         if hyperparameters:
             launch.check_hyperparameters(hyperparameters)
             trainer.hyperparameters = hyperparameters
+        flags = launch.arguments(trainer.hyperparameters)
+        changes = {"source_dir": str(tmp_path), "args": flags}
+        trainer.source_code = trainer.source_code.model_copy(update=changes)
         start.trainer = trainer
         return output, made["here"], launch.start(made["here"], trainer)
 
@@ -617,12 +623,149 @@ def test_a_job_is_on_the_list_before_the_request_goes_out(set_up, trainer_of, mo
 
 
 @pytest.mark.parametrize("text", ["import torch\n", "def main(:\n"])
-def test_half_a_script_is_not_launched(trainer_of, tmp_path, text):
+@pytest.mark.parametrize("start", [{"entry_script": "train.py"}, {"command": "exec a/b train.py"}])
+def test_half_a_script_is_not_launched(trainer_of, tmp_path, text, start):
     (tmp_path / "train.py").write_text(text)
-    code = configs.SourceCode(source_dir=str(tmp_path), entry_script="train.py")
+    code = configs.SourceCode(source_dir=str(tmp_path), **start)
     here, trainer = trainer_of(source_code=code)
     with pytest.raises(RuntimeError, match="train.py is not complete: run the notebook"):
         launch.check(here, trainer, 5)
+
+
+@pytest.mark.parametrize(
+    "command, args, message",
+    [
+        ("python3 train.py", ["--epochs", "10"], "begin it with exec.* never hears"),
+        ("exec python3 train.py", ["--epochs", "3"], "args and hyperparameters differ"),
+        ("exec python3 train.py", None, "args=launch.arguments"),
+    ],
+)
+def test_a_command_that_hides_the_signal_or_the_flags_is_refused(
+    trainer_of, command, args, message
+):
+    code = configs.SourceCode(source_dir="../scripts", command=command, args=args)
+    here, trainer = trainer_of(source_code=code)
+    with pytest.raises(ValueError, match=message):
+        launch.check(here, trainer, 5)
+
+
+def test_a_request_that_may_not_bring_its_code_to_s3_fails_before_the_money(
+    trainer_of, monkeypatch
+):
+    """The dry run of the SDK; and it sends no job."""
+    here, trainer = trainer_of()
+    launch.check(here, trainer, 5)
+    assert here.run["jobs"] == [] and trainer._latest_training_job is None
+    send = BaseClient._make_request
+
+    def refuse(client, model, *rest):
+        if model.name == "PutObject":
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "PutObject")
+        return send(client, model, *rest)
+
+    monkeypatch.setattr(BaseClient, "_make_request", refuse)
+    with pytest.raises(Exception, match="AccessDenied"):
+        launch.check(here, trainer, 5)
+
+
+# Several kinds of machines, of which AWS takes one that is free
+def preferring(*instance_types, **more):
+    kinds = [InstancePreference(instance_type=name) for name in instance_types]
+    return configs.Compute(instance_preferences=kinds, instance_count=1, **more)
+
+
+T4, L4 = "ml.g4dn.xlarge", "ml.g6.xlarge"
+TWO = {
+    "dollars_per_hour": {T4: 0.736, L4: 1.127},
+    "quotas": {f"{T4} for {USE}": 1, f"{L4} for {USE}": 1},
+    "gflop": 357,
+    "clip_counts": {"train": 320},
+}
+
+
+def test_a_list_of_instance_types_is_sent_and_the_dearest_and_the_slowest_count(
+    trainer_of, request_of, capsys
+):
+    here, trainer = trainer_of(run=TWO, compute=preferring(T4, L4))
+    launch.check(here, trainer, 5)
+    said = capsys.readouterr().out
+    assert f"{T4} for {USE}: 1" in said and f"{L4} for {USE}: 1" in said
+    assert f"at most:  ${1.127 * 75 / 60:.2f}" in said
+    clips = {"train": 3200}
+    slow, fast = (
+        launch.expected_minutes(here, trainer_of(run=TWO, compute=machine)[1], clips)
+        for machine in (preferring(T4, L4), preferring(L4))
+    )
+    assert slow > fast
+    with pytest.raises(Captured) as caught:
+        trainer.train(wait=False)
+    kinds = [{"InstanceType": T4}, {"InstanceType": L4}]
+    (sent,) = caught.value.args
+    assert sent["ResourceConfig"] == {
+        "InstanceCount": 1, "VolumeSizeInGB": 30, "InstancePreferences": kinds
+    }  # fmt: skip
+    model = boto3.client("sagemaker").meta.service_model.operation_model("CreateTrainingJob")
+    report = ParamValidator().validate(sent, model.input_shape)
+    assert not report.has_errors(), report.generate_report()
+
+
+@pytest.mark.parametrize(
+    "run, types, message",
+    [
+        ({"quotas": {f"{T4} for {USE}": 1}}, (T4, L4), f"'{L4} for {USE}' is below 1"),
+        ({"dollars_per_hour": {T4: 0.7}}, (T4, L4), f"No price of {L4}"),
+        ({}, (T4, "ml.m5.xlarge"), "all with a GPU, or none"),
+        ({}, (T4, "ml.g4dn.12xlarge"), "1 x ml.g4dn.12xlarge: several GPUs"),
+        ({}, (T4, "ml.p3.2xlarge"), "ml.p3.2xlarge: .* V100"),
+    ],
+)
+def test_each_type_of_the_list_must_fit(trainer_of, run, types, message):
+    here, trainer = trainer_of(run=TWO | run, compute=preferring(*types))
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        launch.check(here, trainer, 5)
+
+
+def test_each_retry_starts_once_more_at_most(trainer_of, capsys):
+    here, trainer = trainer_of()
+    trainer = trainer.with_retry_strategy(RetryStrategy(maximum_retry_attempts=3))
+    launch.check(here, trainer, 5)
+    assert f"at most:  ${0.736 * 105 / 60:.2f}" in capsys.readouterr().out
+
+
+def test_at_most_names_all_that_is_billed(set_up, capsys):
+    here = account.connect(set_up(quotas=None))
+    compute = configs.Compute(instance_type=T4, instance_count=1, keep_alive_period_in_seconds=600)
+    limits = configs.StoppingCondition(max_runtime_in_seconds=1800)
+    minutes = 30 + launch.MOST_START_MINUTES + launch.GRACE_MINUTES + launch.UPLOAD_MINUTES + 10
+    most = launch.check_money(here, compute, limits, 5)
+    assert most == pytest.approx(0.736 * minutes / 60)
+    said = capsys.readouterr().out
+    for part in ("30 until SageMaker stops it", "10 to start", "2 to stop", "3 to upload",
+                 "10 in the warm pool"):  # fmt: skip
+        assert part in said
+    spot = configs.Compute(instance_type=T4, instance_count=1, enable_managed_spot_training=True)
+    limits.max_wait_time_in_seconds = 7200  # with each new start after an interruption
+    assert launch.check_money(here, spot, limits, 5) == pytest.approx(0.736 * 135 / 60)
+
+
+def test_what_a_job_of_a_list_costs_is_counted_by_the_machine_that_it_got(set_up, capsys):
+    resources = {"InstancePreferences": [{"InstanceType": T4}], "InstanceCount": 2}
+    assert launch.machines_of({"ResourceConfig": resources})[1] == 2
+    resources |= {"SelectedInstanceType": L4, "SelectedInstanceCount": 2}
+    assert launch.machines_of({"ResourceConfig": resources}) == (L4, 2)
+
+
+def test_the_link_to_the_log_opens_the_streams_of_the_job(set_up, capsys):
+    launch.links(account.connect(set_up()), "video-1")
+    group = "$252Faws$252Fsagemaker$252FTrainingJobs"
+    assert f"log-group/{group}$3FlogStreamNameFilter$3Dvideo-1$252F\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["g4dn.xlarge", "g7e.2xlarge", "p6-b200.48xlarge", "trn2.48xlarge"]
+)
+def test_machines_with_a_disk_of_their_own(name):
+    assert launch.has_own_disk(f"ml.{name}") and not launch.has_own_disk("ml.m5.xlarge")
 
 
 def test_spot_without_a_limit_of_waiting_is_refused(trainer_of):

@@ -201,7 +201,22 @@ def processing(here, monkeypatch):
             asked.update(how)
 
     def prepare(answer, instances=2, most=5, **more):
-        client = SimpleNamespace(describe_processing_job=lambda ProcessingJobName: answer)
+        def get_log_events(logStreamName, nextToken="", **_):  # two lines, and then the end
+            assert logStreamName.startswith("video-prepare-1/algo-")
+            events = [] if nextToken else [{"message": "+ pip"}, {"message": "7 clips are cut"}]
+            return {"events": events, "nextForwardToken": "end"}
+
+        def describe_log_streams(logGroupName, logStreamNamePrefix):
+            assert logGroupName == "/aws/sagemaker/ProcessingJobs"
+            names = [f"{logStreamNamePrefix}algo-{number}-1" for number in (1, 2)]
+            return {"logStreams": [{"logStreamName": name} for name in names]}
+
+        client = SimpleNamespace(
+            describe_processing_job=lambda ProcessingJobName: answer,
+            describe_log_streams=describe_log_streams,
+            get_log_events=get_log_events,
+            exceptions=SimpleNamespace(ResourceNotFoundException=KeyError),
+        )  # fmt: skip
         monkeypatch.setattr(here.session, "client", lambda name: client)
         clips = channel()
         run = SimpleNamespace(session=None, output="s3://bucket/run")
@@ -224,7 +239,9 @@ def test_prepared_clips_become_the_channel_and_each_machine_gets_a_part(processi
     assert target.s3_output.s3_uri == "s3://bucket/run/prepared/"
     assert asked["max_runtime_in_seconds"] == 1800 and asked["network_config"] is None
     assert here.run["jobs"] == ["processing-job/video-prepare-1"]  # notebook 6 deletes it
-    assert "at most:  $0.23" in capsys.readouterr().out  # two machines for half an hour
+    said = capsys.readouterr().out
+    assert "at most:  $0.34" in said  # two machines for 45 minutes
+    assert "\n7 clips are cut\n2: 7 clips are cut\n" in said and "pip" not in said
 
 
 def test_key_and_network_reach_the_processing_job(processing):
