@@ -163,16 +163,16 @@ def check(here, definition: str) -> pd.DataFrame:
     for step in steps_of(definition):
         operation, field = REQUESTS.get(step["Type"], (None, None))
         request = _filled(step["Arguments"])
-        if operation:
-            shape = client.meta.service_model.operation_model(operation).input_shape
-            report = ParamValidator().validate(request, shape)
-            if report.has_errors():
-                raise ValueError(f"step {step['Name']}: {report.generate_report()}")
         if field and not request.get(field, "").startswith("video-"):
             raise ValueError(
                 f"step {step['Name']}: {field} is {request.get(field)!r}, and your permissions are "
                 "for jobs called video-...: set base_job_name, and use_custom_job_prefix=True"
             )
+        if operation:
+            shape = client.meta.service_model.operation_model(operation).input_shape
+            report = ParamValidator().validate(request, shape)
+            if report.has_errors():
+                raise ValueError(f"step {step['Name']}: {report.generate_report()}")
         compute = request.get("ResourceConfig") or request.get("ProcessingResources", {}).get(
             "ClusterConfig", {}
         )

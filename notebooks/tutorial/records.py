@@ -104,7 +104,8 @@ def variant(trainer, name: str, **flags):
     Its checkpoints, if it keeps any, get a folder of their own.
     """
     flags = trainer.hyperparameters | flags | {"report_to": "mlflow", "run_name": name}
-    copy = trainer.model_copy(update={"hyperparameters": flags})
+    source = trainer.source_code.model_copy(update={"args": launch.arguments(flags)})
+    copy = trainer.model_copy(update={"hyperparameters": flags, "source_code": source})
     if copy.checkpoint_config:
         folder = f"{copy.checkpoint_config.s3_uri}/{name.replace(' ', '-')}"
         changed = copy.checkpoint_config.model_copy(update={"s3_uri": folder})

@@ -14,6 +14,7 @@ import pytest
 from botocore.stub import ANY, Stubber
 from conftest import ROOT, TINY
 from embedded import free_port
+from sagemaker.core.training import configs
 from tutorial import account, launch, records
 
 ARN = "arn:aws:sagemaker:us-east-1:123456789012:mlflow-app/app-ABCDEF"
@@ -157,22 +158,22 @@ def test_two_runs_of_the_script_are_compared_with_a_local_server(
     here = account.Account(tmp_path, dict(RUN))
     uri = records.start(here, server)
     trainer = SimpleNamespace(
-        hyperparameters={"epochs": 2, "train_batch_size": 4}, checkpoint_config=None
+        hyperparameters={"epochs": 2, "train_batch_size": 4, "dataloader_num_workers": 0},
+        source_code=configs.SourceCode(source_dir=".", command="exec python3 train.py"),
+        checkpoint_config=None,
     )
     trainer.model_copy = lambda update: SimpleNamespace(**vars(trainer) | update)
     archives = {}
     for name, more in {"whole model": {}, "head only": {"freeze": "backbone"}}.items():
-        flags = records.variant(trainer, name, **more).hyperparameters
+        request = records.variant(trainer, name, **more)
+        assert request.hyperparameters.items() >= (more | {"epochs": 2}).items()
         root = tmp_path / name
         environment = os.environ | records.environment(uri) | {
             "SM_CHANNEL_TRAIN": str(clips_folder), "SM_CHANNEL_MODEL": str(TINY),
             "SM_MODEL_DIR": str(root / "model"), "SM_OUTPUT_DATA_DIR": str(root / "data"),
         }  # fmt: skip
         root.mkdir()
-        flags = [
-            f"--{flag}={value}" for flag, value in (flags | {"dataloader_num_workers": 0}).items()
-        ]
-        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
+        command = [sys.executable, str(ROOT / "scripts/train.py"), *request.source_code.args]
         done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         subprocess.run(["tar", "czf", root / "output.tar.gz", "-C", root / "data", "."], check=True)
