@@ -103,27 +103,30 @@ def state(here, item) -> str:
 
 
 def outcome(here, item) -> str | None:
-    """Deletes an item; returns why it is still there, or None if it is gone."""
+    """Deletes an item, and looks whether it is gone; returns why it is still there, or None."""
     kind, name = _parts(item)
     try:
         reason = kind.delete(here, name)
         for _ in range(0 if reason else LOOKS):
             reason = _left(here, item)
             if reason is None:
-                break
+                return None
             time.sleep(SECONDS)
     except ClientError as error:
-        return None if _absent(error) else _words(here, error)
+        # A part of it may be gone, and the item itself still there: look.
+        return _left(here, item) if _absent(error) else _words(here, error)
     return reason
 
 
 def _items(here):
-    """(list of run.json, item), in the order of deletion: in each list the newest first.
+    """(list of run.json, item), in the order of deletion: in each list as in KINDS, newest first.
 
     What the deletion of a pipeline adds to the jobs comes too.
     """
+    kinds = list(KINDS.values())
     for field in ORDER:
-        for item in reversed(here.run.get(field, [])):
+        items = reversed(here.run.get(field, []))
+        for item in sorted(items, key=lambda item: kinds.index(_parts(item)[0])):
             yield field, item
 
 
@@ -180,10 +183,13 @@ def _words(here, error):
 
 
 def _left(here, item):
-    """Looks for a deleted item; returns how it is still there. None or a ClientError: gone."""
+    """Looks for a deleted item; returns how it is still there, or None if it is gone."""
     kind, name = _parts(item)
     if kind.look is None:
-        kind.delete(here, name)  # a ClientError if it is gone
+        try:
+            kind.delete(here, name)
+        except ClientError as error:
+            return None if _absent(error) else _words(here, error)
         return "AWS could delete it a second time"
     if item.split("/")[0].endswith("-job") and _log_streams(here, *item.split("/")):
         return "its log is still there"
@@ -393,8 +399,10 @@ def _pages(here, operation, field, **request):
 
 
 def look_pipeline(here, name) -> str:
-    """The status of a pipeline: Active or Deleting."""
-    return here.session.client("sagemaker").describe_pipeline(PipelineName=name)["PipelineStatus"]
+    """The status of a pipeline: Active, or "gone"."""
+    sagemaker = here.session.client("sagemaker")
+    status = sagemaker.describe_pipeline(PipelineName=name)["PipelineStatus"]
+    return "gone" if status == "Deleting" else status
 
 
 def delete_pipeline(here, name) -> str | None:
@@ -437,9 +445,10 @@ def _jobs_of_execution(here, arn):
 
 
 def look_model_package_group(here, name) -> str:
-    """The status of a group of model versions."""
+    """The status of a group of model versions, or "gone"."""
     sagemaker, wanted = here.session.client("sagemaker"), {"ModelPackageGroupName": name}
-    return sagemaker.describe_model_package_group(**wanted)["ModelPackageGroupStatus"]
+    status = sagemaker.describe_model_package_group(**wanted)["ModelPackageGroupStatus"]
+    return "gone" if status == "Deleting" else status
 
 
 def delete_model_package_group(here, name) -> None:
@@ -585,6 +594,7 @@ def delete_role(here, name) -> None:
     role.delete()
 
 
+# In the order of deletion: an endpoint before its parts, and before the log that it writes.
 # A kind without `look`: caller_policy.json lets nobody look at these. They are deleted twice.
 KINDS = {
     "scaling": Kind(look_scaling, delete_scaling),

@@ -65,6 +65,14 @@ def fast(monkeypatch):
     return slept
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch, fast):
+    """An account without an AWS: for what AWS says, and never for what it has."""
+    monkeypatch.setattr(clean_up, "_log_streams", lambda here, kind, name: [])
+    run = {"region": "us-east-1", "account": "123456789012", "endpoint_url": None}
+    return account.Account(tmp_path, run)
+
+
 def fill(names, operation="put_object"):
     """Makes an object of each name, 16 at once, or calls another operation of S3 on it."""
     call = getattr(boto3.client("s3", config=Config(max_pool_connections=16)), operation)
@@ -158,7 +166,7 @@ def test_without_confirmation_nothing_is_deleted_and_the_list_says_what_is_there
     assert run_file.read_bytes() == before and "Nothing is deleted" in capsys.readouterr().out
     rows = dict(clean_up.listing(here).itertuples(index=False))
     assert list(rows)[:5] == [
-        "log m", "endpoint m", "endpoint config m", "model m", "training job video-1",
+        "endpoint m", "log m", "endpoint config m", "model m", "training job video-1",
     ]  # fmt: skip
     assert {what for what, state in rows.items() if state not in ("gone", "perhaps there")} == {
         f"folder {FOLDER}", f"bucket {BUCKET}", "role mine",
@@ -188,7 +196,7 @@ def test_what_is_gone_leaves_the_list_with_its_uploads(run_file, port, monkeypat
         of_kind(patch, "role", delete=interrupted)
         delete(run_file)
     run = json.loads(run_file.read_text())
-    assert run["homes"] == [] and run["created"] == [f"bucket/{BUCKET}", "role/mine"]
+    assert run["homes"] == [] and run["created"] == ["role/mine"]
     assert list(run["uploads"]) == ["model"]
     delete(run_file)  # the role was never made: gone counts as deleted
     assert not run_file.exists() and aws.status(port) is None
@@ -317,14 +325,11 @@ def test_an_account_that_is_gone_is_cleaned_up(run_file, port):
         ("404", "Not Found"),
     ],
 )
-def test_what_aws_no_longer_knows_is_gone(run_file, monkeypatch, code, message):
-    here = clean_up.connect(run_file.parent)
-
-    def look(*wanted):
+def test_what_aws_no_longer_knows_is_gone(here, monkeypatch, code, message):
+    def look(here, name):
         raise error(code, message)
 
-    of_kind(monkeypatch, "training-job", look=look)
-    monkeypatch.setattr(clean_up, "end_job", look)
+    of_kind(monkeypatch, "training-job", look=look, delete=look)
     assert clean_up.state(here, JOB) == "gone" and clean_up.outcome(here, JOB) is None
 
 
@@ -343,21 +348,19 @@ def test_what_aws_no_longer_knows_is_gone(run_file, monkeypatch, code, message):
         ("ValidationException", 'Cannot update in-progress endpoint "arn:aws:...:endpoint/m".'),
     ],
 )
-def test_what_aws_refuses_is_not_gone(run_file, monkeypatch, code, message):
-    here = clean_up.connect(run_file.parent)
-
-    def refuse(*wanted):
+def test_what_aws_refuses_is_not_gone(here, monkeypatch, code, message):
+    def refuse(here, name):
         raise error(code, message)
 
     of_kind(monkeypatch, "endpoint", look=refuse, delete=refuse)
     assert clean_up.state(here, "endpoint/m") == f"not known: {code}"
     assert message in clean_up.outcome(here, "endpoint/m")
-    has(run_file, deployed=["endpoint/m"])
+    here.remember(deployed=["endpoint/m"])
     with pytest.raises(RuntimeError) as caught:
-        delete(run_file)
+        clean_up.delete(here, confirm=True)
     lacks = "Denied" in code or "permission" in message
     assert ("attach caller_policy.json of notebooks/aws" in str(caught.value)) == lacks
-    assert json.loads(run_file.read_text())["deployed"] == ["endpoint/m"]
+    assert json.loads((here.output / "run.json").read_text())["deployed"] == ["endpoint/m"]
 
 
 def test_it_looks_again_until_aws_shows_the_deletion(run_file, monkeypatch):
@@ -377,14 +380,15 @@ def test_what_aws_still_shows_after_the_deletion_stays_on_the_list(run_file, por
     assert run["created"] == [f"bucket/{BUCKET}"] and run["homes"] == [] and aws.status(port)
 
 
-def test_no_reason_shows_the_account_s_number(run_file, monkeypatch):
+def test_no_reason_shows_the_account_s_number(here, monkeypatch):
     def refuse(here, name):
         message = "User: arn:aws:iam::123456789012:user/me is not authorized"
         raise error("AccessDenied", message, "DeleteBucket")
 
     of_kind(monkeypatch, "bucket", delete=refuse)
+    here.remember(created=[f"bucket/{BUCKET}"])
     with pytest.raises(RuntimeError) as caught:
-        delete(run_file)
+        clean_up.delete(here, confirm=True)
     assert "AccessDenied in DeleteBucket: User: arn:aws:iam::<account>:" in str(caught.value)
     assert "123456789012" not in str(caught.value)
 
@@ -579,3 +583,14 @@ def test_a_group_of_models_goes_with_its_versions(account_with):
     client.get_paginator = lambda operation: SimpleNamespace(paginate=lambda **request: [versions])
     assert clean_up.outcome(account_with(client), "model-package-group/video-m") is None
     assert client.made == ["delete_model_package"] * 2 + ["delete_model_package_group"]
+
+
+def test_a_part_that_somebody_deleted_does_not_make_the_rest_gone(here, monkeypatch):
+    """The deletion ends early with "does not exist": then AWS is asked for the item itself."""
+    group = "model-package-group"
+
+    def delete_a_part(here, name):
+        raise error("ValidationException", "ModelPackage arn:aws:... does not exist.")
+
+    of_kind(monkeypatch, group, look=lambda here, name: "Completed", delete=delete_a_part)
+    assert clean_up.outcome(here, f"{group}/video-m") == "AWS still shows it: Completed"
