@@ -293,6 +293,22 @@ def _permit(here, role_name, full_access):
         least.put(PolicyDocument=json.dumps(policy(here, "execution_policy", role_name)))
 
 
+def permit(here, name) -> None:
+    """Gives the execution role the policy in aws/<name>.json, beside what it may already.
+
+    A guide needs it. Only a role that notebook 1 created is changed; for any other the policy is
+    printed.
+    """
+    role = here.run["role_arn"].rpartition("/")[2]
+    document = json.dumps(policy(here, name, role), indent=2)
+    if f"role/{role}" in here.run["created"]:
+        inline = here.session.resource("iam").RolePolicy(role, f"video-{name.replace('_', '-')}")
+        inline.put(PolicyDocument=document)
+        print(f"{role} has the permissions in aws/{name}.json now")
+    else:
+        print(f"{role} is not of notebook 1: add this policy, if it has none like it.\n{document}")
+
+
 def make_bucket(here) -> None:
     """Creates the bucket that run.json names, if there is none of this name.
 

@@ -2,9 +2,9 @@
 
 An item is a line of run.json: "s3://bucket/folder/" (homes), "training-job/<name>" and the like
 (jobs), "scaling/<endpoint>", "endpoint/<name>", "log/<endpoint>", "endpoint-config/<name>",
-"model/<name>", "pipeline/<name>", "model-package-group/<name>" (deployed), "bucket/<name>",
-"role/<name>" (created). KINDS, at the end, says how each kind is looked at and deleted. Nothing
-else is deleted.
+"model/<name>", "pipeline/<name>", "model-package-group/<name>", "mlflow-app/<name>" (deployed),
+"bucket/<name>", "role/<name>" (created). KINDS, at the end, says how each kind is looked at and
+deleted. Nothing else is deleted.
 """
 
 import re
@@ -464,6 +464,32 @@ def delete_model_package_group(here, name) -> None:
     sagemaker.delete_model_package_group(**wanted)
 
 
+# Records ------------------------------------------------------------------------------------------
+def find_mlflow_app(here, name) -> dict | None:
+    """The summary (Arn, Status) of an MLflow app, by its name; None if AWS has none (any more)."""
+    found = [app for app in _pages(here, "list_mlflow_apps", "Summaries") if app["Name"] == name]
+    return next((app for app in found if app["Status"] != "Deleted"), None)
+
+
+def look_mlflow_app(here, name) -> str:
+    """The status of an MLflow app, or "gone"."""
+    found = find_mlflow_app(here, name)
+    return found["Status"] if found else "gone"
+
+
+def delete_mlflow_app(here, name) -> str | None:
+    """Deletes an MLflow app with its records, and waits; returns why it is left, or None."""
+    busy = ("Creating", "Updating")  # AWS deletes none of these
+    status = _wait(busy, partial(look_mlflow_app, here, name), name, STOP_MINUTES)
+    if status in busy:
+        return _endless(status, STOP_MINUTES, name)
+    if status not in ("gone", "Deleting"):
+        arn = find_mlflow_app(here, name)["Arn"]
+        here.session.client("sagemaker").delete_mlflow_app(Arn=arn)
+    status = _wait(("Deleting",), partial(look_mlflow_app, here, name), name, STOP_MINUTES)
+    return None if status == "gone" else f"AWS still shows it: {status}"
+
+
 # Files, bucket, role ------------------------------------------------------------------------------
 def _in_folder(here, home, what):
     """What lies in a folder, s3://bucket/folder/; None if you may not list it.
@@ -583,6 +609,7 @@ KINDS = {
     "model": Kind(None, delete_model),
     "pipeline": Kind(look_pipeline, delete_pipeline),
     "model-package-group": Kind(look_model_package_group, delete_model_package_group),
+    "mlflow-app": Kind(look_mlflow_app, delete_mlflow_app),
     "folder": Kind(look_folder, delete_folder),  # written s3://bucket/folder/
     "bucket": Kind(look_bucket, delete_bucket),
     "role": Kind(look_role, delete_role),

@@ -44,6 +44,8 @@ JOBS_AND_MORE = {  # of SageMaker: the parameter that names it -> the kind in it
     "EndpointName": "endpoint",
     "EndpointConfigName": "endpoint-config",
     "ModelName": "model",
+    "PipelineName": "pipeline",
+    "ModelPackageGroupName": "model-package-group",
 }
 OF_A_STREAM = ("DeleteLogStream", "GetLogEvents", "PutLogEvents")  # the others: of the log group
 
@@ -124,7 +126,12 @@ def needs(service, action, resource, parameters, region):
             if name in parameters and not action.startswith("List"):
                 resource = f"{arn}{kind}/{parameters[name]}"
                 break
-        resource = parameters.get("ResourceArn", resource)
+        resource = parameters.get("ResourceArn", parameters.get("PipelineExecutionArn", resource))
+        if action == "CreateModelPackage":
+            version = f"{arn}model-package/{parameters['ModelPackageGroupName']}"
+            more.append((f"sagemaker:{action}", version, {}))
+        if package := parameters.get("ModelPackageName", parameters.get("ModelPackageArn")):
+            resource = package if package.startswith("arn:") else f"{arn}model-package/{package}"
         if action == "CreateEndpoint":
             config = f"{arn}endpoint-config/{parameters['EndpointConfigName']}"
             more.append((f"sagemaker:{action}", config, {}))

@@ -27,14 +27,24 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import buckets, capacity, endpoints, permissions, quotas, transform, words
+        from . import (
+            buckets,
+            capacity,
+            endpoints,
+            permissions,
+            pipelines,
+            quotas,
+            transform,
+            words,
+        )
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
 
         add_operations(self, TrainingJob)
         add_operations(self, ProcessingJob)
-        for service in (buckets, quotas, capacity, endpoints, transform, permissions, words):
+        services = (buckets, quotas, capacity, endpoints, transform, permissions, pipelines, words)
+        for service in services:
             service.extend_moto(self)
         self.moto = app.DomainDispatcherApplication(app.create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -101,6 +111,8 @@ class Server:
             kinds = {"training-job": sagemaker.training_jobs, "endpoint": sagemaker.endpoints}
             kinds |= {"processing-job": sagemaker.processing_jobs, "model": sagemaker._models}
             kinds |= {"endpoint-config": sagemaker.endpoint_configs}
+            kinds |= {"pipeline": sagemaker.pipelines, "model-package": sagemaker.model_packages}
+            kinds |= {"model-package-group": sagemaker.model_package_groups}
             names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
         for scaling in each("application-autoscaling"):
             names += [f"scaling of {one}" for known in scaling.targets.values() for one in known]
