@@ -575,13 +575,14 @@ def check_money(here, compute, limits, max_cost_usd, use="training job usage", s
     running = (limits.max_wait_time_in_seconds if spare else limits.max_runtime_in_seconds) or 86400
     parts = {
         "until SageMaker stops it": running / 60,
-        "to start (image, data; assumed)": MOST_START_MINUTES * starts,
+        "to start": MOST_START_MINUTES * starts,
         "to stop": GRACE_MINUTES,
-        "to upload (assumed)": UPLOAD_MINUTES,
+        "to upload": UPLOAD_MINUTES,
     } | ({"in the warm pool": warm / 60} if warm else {})
     most = max(costs.values()) * sum(parts.values()) / 60
     minutes = " + ".join(f"{value:g} {name}" for name, value in parts.items())
-    print(f"at most:  ${most:.2f}. Minutes: {minutes}")
+    print(f"at most:  ${most:.2f}")
+    print(f"          (minutes: {minutes}; start and upload assumed)")
     if most > max_cost_usd:
         raise RuntimeError(
             f"At most ${most:.2f} is above max_cost_usd = {max_cost_usd}. Lower max_minutes, or "
