@@ -475,8 +475,8 @@ def price(here, instance_type) -> float | None:
     """US dollars of an hour of training on an instance, as run.json has it, or as AWS tells now.
 
     run.json has the prices of aws/prices.json, and those that AWS told before. None if AWS lists no
-    price, cannot be reached, or does not let you ask (pricing:GetProducts). An hour of an endpoint,
-    a transform or a processing job costs as much, but on ml.p4d and newer ml.p types.
+    price, cannot be reached, or does not let you ask (pricing:GetProducts). Endpoints cost as much
+    where both prices were found quoted (ml.m5, g4dn, g5, g6); on ml.p4d they cost more.
     """
     if instance_type not in here.run.get("dollars_per_hour", {}):
         with suppress(BotoCoreError, ClientError, LookupError):
