@@ -80,14 +80,14 @@ class Workers:
 
         A pool breaks (RuntimeError) if a worker dies while none is at work: then take another.
         """
-        for last in (False, True):
+        for attempt in range(2):
             self.healthy()
             try:
                 function, *arguments = task
                 future = self.pool.schedule(function, arguments, timeout=SECONDS)
                 return await asyncio.wrap_future(future)
             except RuntimeError:
-                if last:
+                if attempt:
                     raise
 
     async def answer(self, request) -> tuple[int, str]:
@@ -110,12 +110,9 @@ class Workers:
             return error(500, "the process that read this video died")
         except Exception as problem:
             logging.exception("a request failed")
-            full = getattr(problem, "errno", None) == errno.ENOSPC
-            return (
-                error(507, "the disk is full")
-                if full
-                else error(500, "the endpoint's log says why")
-            )
+            if getattr(problem, "errno", None) == errno.ENOSPC:
+                return error(507, "the disk is full")
+            return error(500, "the endpoint's log says why")
 
 
 def error(status: int, line: str) -> tuple[int, str]:
