@@ -201,10 +201,3 @@ def memory(clip, folder, classifier, minutes, hop_seconds: float = 5.0) -> pd.Da
         })  # fmt: skip
         path.unlink()
     return pd.DataFrame(rows).set_index("minutes").round(1)
-
-
-class Context:
-    """Stands for the server's `context`: prints the status of an answer that is not 200."""
-
-    def set_response_status(self, code: int, phrase: str) -> None:
-        print(code, phrase)

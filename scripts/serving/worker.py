@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import tempfile
 from concurrent.futures import TimeoutError
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -79,7 +78,7 @@ class Workers:
     async def run(self, *task):
         """What a worker returns. Raises TimeoutError, ProcessExpired, or what the task raises.
 
-        A pool breaks if a worker dies while none is at work, and is then lost: take another.
+        A pool breaks (RuntimeError) if a worker dies while none is at work: then take another.
         """
         for last in (False, True):
             self.healthy()
@@ -87,7 +86,7 @@ class Workers:
                 function, *arguments = task
                 future = self.pool.schedule(function, arguments, timeout=SECONDS)
                 return await asyncio.wrap_future(future)
-            except BrokenProcessPool:
+            except RuntimeError:
                 if last:
                     raise
 
@@ -112,7 +111,11 @@ class Workers:
         except Exception as problem:
             logging.exception("a request failed")
             full = getattr(problem, "errno", None) == errno.ENOSPC
-            return error(507, "the disk is full") if full else error(500, "the log says why")
+            return (
+                error(507, "the disk is full")
+                if full
+                else error(500, "the endpoint's log says why")
+            )
 
 
 def error(status: int, line: str) -> tuple[int, str]:

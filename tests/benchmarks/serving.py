@@ -1,17 +1,18 @@
 """How many requests an endpoint answers: python tests/benchmarks/serving.py MODEL CLIPS
 
 MODEL: the unpacked model.tar.gz of a training job. CLIPS: a folder of videos, searched for *.mp4.
-Starts the model server of AWS's PyTorch images (see tests/scripts/serving) with 1, 2 and 4 workers,
+Starts the app in Ray Serve and the server of scripts/serving/server.py, each with 1 and 2 workers,
 and sends 200 requests with each number of clients, one in twenty of them bad. "Of one process": the
-rate over that of one process and one thread without a server, measured just before. Lost: no
-answer, or not the right one; a bad request is answered rightly with its 4xx.
+rate over that of one process and one thread without a server, measured just before. Start: seconds
+until it is healthy. MiB: of all its processes after the requests, each shared page divided by the
+number of processes that share it (Linux's PSS). Lost: no answer, or not the right one; a bad
+request is answered rightly with its 4xx.
 """
 
 import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ import urllib3
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "scripts" / "serving")]
 import inference  # noqa: E402
-import server  # noqa: E402
+import servers  # noqa: E402
 
 REQUESTS = 200
 BAD = [(b"no video", "video/mp4", 400), (b"{", "application/json", 400), (b"1", "text/csv", 415)]
@@ -73,30 +74,38 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("clips", type=Path)
     args = parser.parse_args()
-    if reason := server.obstacle():
-        sys.exit(reason)
-    os.environ["SAGEMAKER_MODEL_SERVER_WORKERS"] = str(psutil.cpu_count())  # one thread
+    os.environ["WORKERS"] = str(psutil.cpu_count())  # one thread
     classifier = inference.model_fn(args.model)
     files = sorted(args.clips.rglob("*.mp4"))[:40]
     labels = [top_label(inference.classify_video(file, classifier)) for file in files]
     clips = [(file.read_bytes(), label) for file, label in zip(files, labels, strict=True)]
     print(json.dumps({"cores": psutil.cpu_count(), "load before": os.getloadavg()[0]}))
-    print("| workers | clients | requests/s | of one process | p50 ms | p99 ms | lost of 200 |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    archive = server.write_artefact(args.model, Path(tempfile.mkdtemp()) / "model.tar.gz")
-    for workers in (1, 2, 4):
-        base = 1 / np.median([seconds_alone(file, classifier) for file in files])
-        with server.running(archive, workers) as endpoint:
-            measured(
-                f"{endpoint.url}/invocations", clips, 4 * workers
-            )  # until every worker is warm
-            for clients in (1, 2, 8):
-                m = measured(f"{endpoint.url}/invocations", clips, clients)
-                print(
-                    f"| {workers} | {clients} | {m['rate']:.1f} | {m['rate'] / base:.2f} | "
-                    f"{m['p50']:.0f} | {m['p99']:.0f} | {m['lost']} |",
-                    flush=True,
-                )
+    print(
+        "| server | workers | start s | MiB | clients | requests/s | of one process | p50 ms "
+        "| p99 ms | lost of 200 |"
+    )
+    print("|" + " --- |" * 10)
+    for kind in ("ray", "own"):
+        for workers in (1, 2):
+            base = 1 / np.median([seconds_alone(file, classifier) for file in files])
+            begin = time.perf_counter()
+            with servers.running(kind, args.model, WORKERS=workers) as endpoint:
+                start = time.perf_counter() - begin
+                measured(endpoint.url, clips, 4 * workers)  # until every worker is warm
+                for clients in (1, 2, 8):
+                    m = measured(endpoint.url, clips, clients)
+                    print(
+                        f"| {kind} | {workers} | {start:.0f} | {mebibytes(endpoint):.0f} | "
+                        f"{clients} | {m['rate']:.1f} | {m['rate'] / base:.2f} | "
+                        f"{m['p50']:.0f} | {m['p99']:.0f} | {m['lost']} |",
+                        flush=True,
+                    )
+
+
+def mebibytes(endpoint: servers.Server) -> float:
+    first = psutil.Process(endpoint.process.pid)
+    family = [first, *first.children(recursive=True)]
+    return sum(process.memory_full_info().pss for process in family) / 2**20
 
 
 if __name__ == "__main__":

@@ -200,8 +200,3 @@ def test_the_table_of_memory(tmp_path):
     assert list(table.index) == [0.1, 0.2] and list(table.windows) == [5, 12]
     assert table["all frames MiB"].tolist() == pytest.approx([1.3, 2.6], abs=0.1)
     assert (table["peak MiB"] > 50).all() and not (tmp_path / "repeated.mkv").exists()
-
-
-def test_the_status_of_a_refused_request_is_printed(capsys):
-    answer = inference.transform_fn(None, b"", "video/mp4", "*/*", watching.Context())
-    assert capsys.readouterr().out == "400 Bad Request\n" and "empty" in answer

@@ -108,9 +108,18 @@ def running(kind: str, model: Path, faults=False, wait=True, **environ) -> Itera
 
 
 def own(home, folder, port, others, environ):
-    """server.py, with the handler beside it as in the image."""
+    """What the Dockerfile copies, and starts."""
     environ |= {"SAGEMAKER_BIND_TO_PORT": str(port), "HOST": "127.0.0.1"}
-    return [sys.executable, str(SCRIPTS / "serving" / "server.py")], "/invocations"
+    del environ["PYTHONPATH"]
+    program = home / "program"
+    program.mkdir()
+    for line in (SCRIPTS / "serving" / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY"):
+            for name in line.split()[1:-1]:
+                shutil.copy(SCRIPTS / name, program)
+    if (folder / "code" / "handler.py").exists():
+        shutil.copytree(folder / "code", program, dirs_exist_ok=True)
+    return [sys.executable, str(program / "server.py")], "/invocations"
 
 
 RAY = """
