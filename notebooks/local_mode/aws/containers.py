@@ -54,9 +54,8 @@ def check_host(image, instance_type, ami):
     """
     if "ray:" not in image:
         raise ClientError(f"{NOT_STARTED} (The embedded AWS plays AWS's Ray Serve image only.)")
-    if re.match(r"ml\.[gp]\d", instance_type):
-        cuda = 12 if "-cuda-" in image else None
-        if HOSTS.get(ami or "") != cuda:
+    if re.match(r"ml\.[gp]\d", instance_type) and "-cuda-" in image:  # which has CUDA 12
+        if HOSTS.get(ami or "") != 12:
             raise ClientError(NOT_STARTED)
 
 
