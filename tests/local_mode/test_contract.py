@@ -148,6 +148,21 @@ def test_an_answer_is_one_that_aws_could_give(port, service, method, arguments):
     assert breaches == []
 
 
+def test_a_job_s_answers_are_aws_s_in_each_of_its_states(port):
+    sagemaker, name, seen = boto3.client("sagemaker"), {"TrainingJobName": "stopped"}, set()
+    with watched() as breaches:
+        run("stopped", "import time; time.sleep(600)")
+        wait_until(lambda: seen.add(describe("stopped")["SecondaryStatus"]) or "Training" in seen)
+        sagemaker.stop_training_job(**name)
+        seen.add(describe("stopped")["TrainingJobStatus"])
+        seen.add(finish("stopped")["TrainingJobStatus"])
+        sagemaker.delete_training_job(**name)
+        with pytest.raises(ClientError, match=GONE):
+            sagemaker.delete_training_job(**name)
+    assert {"Training", "Stopping", "Stopped"} <= seen
+    assert breaches == []
+
+
 ARN = "arn:aws:sagemaker:us-east-1:123456789012"
 INVALID, IN_USE = "ValidationException", "ResourceInUse"
 GONE = "Requested resource not found."
