@@ -44,7 +44,7 @@ def watched():
         return answer
 
     def call_validated(self, operation_name, arguments):
-        if not isinstance(self._serializer, ParamValidationDecorator):
+        if not validates(self):
             breaches.append(f"{operation_name}: this client does not validate its requests")
         return call(self, operation_name, arguments)
 
@@ -53,6 +53,11 @@ def watched():
         yield breaches
     finally:
         Endpoint.make_request, BaseClient._make_api_call = make_request, call
+
+
+def validates(client):
+    """Whether a client holds its requests to the service's model before it sends them."""
+    return isinstance(client._serializer, ParamValidationDecorator)
 
 
 def breaches_of(operation, http, parsed):
