@@ -26,6 +26,10 @@ BODY_BYTES = 128_000  # of InvokeEndpointAsync
 ASYNC_SECONDS = 900  # of InvokeEndpointAsync, unless the request says more, up to an hour
 
 DEREGISTER = "application-autoscaling:DeregisterScalableTarget"
+SCALES = (  # the role that AWS makes and takes if the request names none
+    "sagemaker.application-autoscaling.amazonaws.com/"
+    "AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+)
 NOT_DEREGISTERED = (
     "An Application AutoScaling scalable target exists for a variant being deleted, and the IAM "
     f"identity used to invoke DeleteEndpoint does not have {DEREGISTER} permission to deregister "
@@ -159,6 +163,13 @@ def extend_moto(server):
             del self.policies[key]  # moto keeps them
 
     ApplicationAutoscalingBackend.deregister_scalable_target = deregister_scalable_target
+    registered = ApplicationAutoscalingBackend.register_scalable_target
+
+    def register_scalable_target(self, *where, role_arn=None, **limits):
+        role = f"arn:aws:iam::{self.account_id}:role/aws-service-role/{SCALES}"
+        return registered(self, *where, role_arn=role_arn or role, **limits)
+
+    ApplicationAutoscalingBackend.register_scalable_target = register_scalable_target
 
     SageMakerRuntimeResponse.use_raw_body = True  # a video is no text
 
