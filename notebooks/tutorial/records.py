@@ -87,9 +87,13 @@ def _app(here) -> str:
 
 
 def link(here, tracking_uri: str) -> str:
-    """The address of MLflow's own pages. That of an app works once, and for five minutes."""
+    """The address of MLflow's own pages, or the command that shows those of a file.
+
+    The address of an app works once, and for five minutes.
+    """
     if not tracking_uri.startswith("arn:"):
-        return f"mlflow ui --backend-store-uri {tracking_uri}"
+        command = f"mlflow ui --backend-store-uri {tracking_uri}"
+        return tracking_uri if tracking_uri.startswith("http") else f"in a terminal: {command}"
     sagemaker = here.session.client("sagemaker")
     answer = sagemaker.create_presigned_mlflow_app_url(Arn=tracking_uri, ExpiresInSeconds=300)
     return answer["AuthorizedUrl"]

@@ -229,9 +229,12 @@ def extend_moto(server):
     @answers(SageMakerResponse)
     def start_pipeline_execution(self):
         pipeline = pipeline_of(self, self._get_param("PipelineName"))
+        try:
+            session = server.session(pipeline.role_arn, self.sagemaker_backend.region_name)
+        except PermissionError as error:  # nobody may act as this role
+            raise ValidationError(str(error)) from error
         started = start_of_moto(self)
-        record = list(pipeline.pipeline_executions.values())[-1]
-        session = server.session(pipeline.role_arn, self.sagemaker_backend.region_name)
+        record = pipeline.pipeline_executions[started.result["PipelineExecutionArn"]]
         execution = executions[record.arn] = Execution(record, session, server)
         threading.Thread(target=execution.run, daemon=True).start()
         return started
