@@ -9,14 +9,13 @@ It lies beside train.py, and reads frames as that script does.
 
 import argparse
 import errno
+import glob
 import json
 import logging
 import os
 import shutil
 import tempfile
 from collections import deque
-from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -279,40 +278,59 @@ class Refused(Exception):
 
 
 def model_fn(model_dir: str) -> Classifier:
-    """The model of one worker of the server, which calls this once."""
-    for left in Path(tempfile.gettempdir()).glob("video-[0-9]*-*"):  # by a worker that was killed
+    """The model of one process of the server, which calls this once.
+
+    Raises RuntimeError where there is a GPU that torch cannot use: the CPU would answer, many
+    times slower and at the price of the GPU. ALLOW_CPU=1 in the environment allows that.
+    """
+    for left in Path(tempfile.gettempdir()).glob("video-[0-9]*-*"):  # by a process that was killed
         if not psutil.pid_exists(int(left.name.split("-")[1])):
             shutil.rmtree(left, ignore_errors=True)
-    workers = int(os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS", os.cpu_count()))
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # else they fight for cores
-    with suppress(ImportError):
-        from sagemaker_inference import content_types
+    check_gpu()
+    cores = psutil.cpu_count(logical=False) or os.cpu_count()  # what torch takes by itself
+    torch.set_num_threads(max(1, cores // int(os.environ.get("WORKERS", 1))))  # else they fight
+    classifier = load_classifier(model_dir)
+    facts = classifier.model.device, torch.get_num_threads(), torch.__version__, torch.version.cuda
+    logging.info("the model is on %s (%s threads, torch %s, CUDA %s)", *facts)
+    return classifier
 
-        # The toolkit decodes JSON itself, and answers what is not UTF-8 with status 500.
-        content_types.UTF8_TYPES.clear()
-    return load_classifier(model_dir)
+
+def check_gpu(devices: str = "/dev/nvidia[0-9]*") -> None:
+    """Raises RuntimeError where the machine has an NVIDIA GPU and torch sees none.
+
+    devices: the files that a container gets for each GPU of its host, whatever its driver. Not
+    NVIDIA_VISIBLE_DEVICES, which images for a GPU set on every machine.
+    """
+    here = glob.glob(devices)
+    if not here or torch.cuda.is_available() or os.environ.get("ALLOW_CPU") == "1":
+        return
+    version = Path("/proc/driver/nvidia/version")
+    driver = version.read_text().splitlines()[0] if version.is_file() else "of unknown version"
+    raise RuntimeError(
+        f"{here[0]} is a GPU, but torch {torch.__version__} for CUDA {torch.version.cuda} cannot "
+        f"use it with the driver: {driver}. Set InferenceAmiVersion of the endpoint "
+        "(TransformAmiVersion of a batch job) to one for this CUDA; ALLOW_CPU=1 takes the CPU"
+    )
 
 
-def transform_fn(classifier: Classifier, body, content_type, accept, context) -> str:
-    """The answer to one request: what classify_video returns, as JSON, whatever is accepted.
+def answer(classifier: Classifier, body: bytes, content_type: str | None) -> tuple[int, str]:
+    """The answer to one request: an HTTP status, and what classify_video returns, as JSON.
 
     body: bytes of a video; or JSON with "s3_uri" and, where wanted, the SETTINGS. What goes wrong
-    gets its HTTP status, through `context`, and {"error": one line}. It is no exception, since
-    the toolkit answers those with their traceback.
+    is no exception: it has its status, and {"error": one line}.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f"video-{os.getpid()}-") as folder:
             path = Path(folder) / "video"
             settings = receive(body, content_type, path)
-            return json.dumps(classify_stored(path, classifier, settings))
+            return 200, json.dumps(classify_stored(path, classifier, settings))
     except Refused as refused:
         status, line = refused.args
     except Exception as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         status, line = (507, "the disk is full") if full else (500, "the endpoint's log says why")
         logging.exception("status %s", status)
-    context.set_response_status(status, HTTPStatus(status).phrase)
-    return json.dumps({"error": " ".join(line.split())})
+    return status, json.dumps({"error": " ".join(line.split())})
 
 
 def receive(body: bytes, content_type: str | None, path: Path) -> dict:

@@ -4,6 +4,7 @@ import os
 import socket
 from contextlib import contextmanager
 
+from contract import watched
 from local_mode import aws
 
 
@@ -27,7 +28,8 @@ def own_aws(start=True, **options):
     """The port of an embedded AWS, connected to; at its end all that it set here is undone.
 
     With start=False only the port is given: what is tested starts it there. `options` are those of
-    aws.start.
+    aws.start. Every answer that this process gets is held to AWS's contract (contract.py): what
+    breaks it fails at the end.
     """
     before, port = dict(os.environ), free_port()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -37,7 +39,9 @@ def own_aws(start=True, **options):
         if start:
             aws.start(port, **options)
             aws.connect(f"http://127.0.0.1:{port}")
-        yield port
+        with watched() as breaches:
+            yield port
+        assert not breaches, "\n".join(dict.fromkeys(breaches))
     finally:
         aws.stop(port)
         os.environ.clear()

@@ -26,6 +26,7 @@ from local_mode import aws
 
 HERE = Path(__file__).resolve().parent.parent  # notebooks/
 ABSENT = ("404", "NoSuchBucket", "NotFound")
+DENIED = ("AccessDenied", "AccessDeniedException")
 KEPT = ("dataset", "choices", "clip_counts", "gflop")  # of run.json; they are true in any account
 LISTED = ("created", "homes", "jobs", "deployed")  # of run.json: what notebook 6 deletes
 FULL_ACCESS = "arn:aws:iam::aws:policy/AmazonSageMakerFullAccess"
@@ -168,6 +169,7 @@ def begin(
     here.run = {"created": [], "homes": [], "jobs": []} | before
     here.write()
     here.remember(**where, bucket=bucket, prefix=prefix)
+    _expect_the_owner(here)
     kind = identity["Arn"].split(":")[5].split("/")[0]  # "user/me" -> "user"
     print(f"Region {region}, signed in as: {kind}")
     return here
@@ -180,8 +182,8 @@ def _identity(session):
     except (BotoCoreError, ClientError) as error:
         raise RuntimeError(
             "No valid AWS credentials or Region. In Studio: open the space with an execution role. "
-            "On a laptop: run `aws configure sso` (or `aws configure`), then start this kernel "
-            "again. No account: run with the parameters in local_mode/parameters.yaml."
+            "On a laptop: run `aws sso login` (the first time `aws configure sso`), then start the "
+            "kernel again. No account: run with the parameters in local_mode/parameters.yaml."
         ) from error
 
 
@@ -192,14 +194,17 @@ def _embedded_account_is_gone(run, where, session):
         return False
     if address != where["endpoint_url"]:
         return aws.status(urlsplit(address).port or aws.PORT) is None
-    return f"bucket/{run['bucket']}" in run["created"] and not bucket_exists(session, run["bucket"])
+    made = f"bucket/{run['bucket']}" in run["created"]
+    return made and bucket_region(session, run["bucket"], run["account"]) is None
 
 
 def policy(here, name, role_name="SageMaker-Video-ExecutionRole") -> dict:
     """The policy in aws/<name>.json, filled in for this account.
 
     `name`: "trust_policy", "execution_policy" (of the jobs) or "caller_policy" (of you).
+    `role_name`: may be an ARN, as for execution_role.
     """
+    role_name = role_name.rpartition(":role/")[2]
     names = {field: here.run[field] for field in ("bucket", "prefix", "region", "account")}
     text = (HERE / "aws" / f"{name}.json").read_text()
     return json.loads(Template(text).substitute(names, role_name=role_name))
@@ -208,36 +213,69 @@ def policy(here, name, role_name="SageMaker-Video-ExecutionRole") -> dict:
 def execution_role(here, role_name, create=False, full_access=False) -> None:
     """Finds or creates the role that jobs act through; run.json remembers its ARN.
 
-    Takes the role that is called `role_name`, which may be an ARN; else creates it if `create`;
-    else, in Studio, takes Studio's own. A role that was created here gets its permissions, again
-    on every call: those of aws/execution_policy.json or, with `full_access`, the managed policy
-    AmazonSageMakerFullAccess.
-    Raises RuntimeError if there is no role.
+    `role_name`: a name or an ARN. An ARN is taken as it is, and IAM is not asked. A name is looked
+    up; if there is no such role, it is created if `create`; else, in Studio, Studio's own is taken.
+    A role that was created here gets its permissions, again on every call: those of
+    aws/execution_policy.json or, with `full_access`, the managed policy AmazonSageMakerFullAccess.
+    Raises RuntimeError if there is no role, if you may not look it up or create it, and for an ARN
+    that is not one of a role of this account.
     """
-    iam = here.session.client("iam")
-    try:
-        named = role_name.startswith("arn:")  # who may not ask IAM can name the role in full
-        role_arn = role_name if named else iam.get_role(RoleName=role_name)["Role"]["Arn"]
-    except ClientError as error:
-        missing = error.response["Error"]["Code"] == "NoSuchEntity"
-        if missing and create:
-            trust = json.dumps(policy(here, "trust_policy", role_name))
-            role = iam.create_role(RoleName=role_name, AssumeRolePolicyDocument=trust)
-            role_arn = role["Role"]["Arn"]
-            here.add("created", f"role/{role_name}")
-        elif Path("/opt/ml/metadata/resource-metadata.json").exists():  # in Studio
-            from sagemaker.core.helper.session_helper import Session, get_execution_role
-
-            role_arn = get_execution_role(Session(here.session))
-        else:
+    if role_name.startswith("arn:"):
+        if f":iam::{here.run['account']}:role/" not in role_name:
             raise RuntimeError(
-                f"No role {role_name!r} can be read in this account. Set create_role = True, make "
-                "the role in the console, or set role_name to the name or ARN of one that you have."
-            ) from error
+                f"{role_name} is no role of your account: the ARN of a role looks like "
+                "arn:aws:iam::<account>:role/<name>. IAM, Roles shows it."
+            )
+        role_arn = role_name
+    else:
+        role_arn = _named_role(here, role_name, create)
     if f"role/{role_name}" in here.run["created"]:
         _permit(here, role_name, full_access)
     here.remember(role_arn=role_arn)
     print("execution role:", role_arn.split("/")[-1])
+
+
+def _named_role(here, role_name, create):
+    """The ARN of the role of this name: found, created, or Studio's own."""
+    iam = here.session.client("iam")
+    try:
+        return iam.get_role(RoleName=role_name)["Role"]["Arn"]
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code == "NoSuchEntity" and create:
+            return _new_role(here, role_name)
+        if Path("/opt/ml/metadata/resource-metadata.json").exists():  # in Studio
+            from sagemaker.core.helper.session_helper import Session, get_execution_role
+
+            return get_execution_role(Session(here.session))
+        if code in DENIED:
+            raise RuntimeError(_ask_for_the_arn("look up", role_name)) from error
+        raise RuntimeError(
+            f"No role {role_name!r} is in this account. Set create_role = True, make the role in "
+            "the console, or set role_name to the name or ARN of one that you have."
+        ) from error
+
+
+def _new_role(here, role_name):
+    """Creates the role, and returns its ARN."""
+    trust = json.dumps(policy(here, "trust_policy", role_name))
+    try:
+        role = here.session.client("iam").create_role(
+            RoleName=role_name, AssumeRolePolicyDocument=trust
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in DENIED:
+            raise
+        raise RuntimeError(_ask_for_the_arn("create", role_name)) from error
+    here.add("created", f"role/{role_name}")
+    return role["Role"]["Arn"]
+
+
+def _ask_for_the_arn(action, role_name):
+    return (
+        f"You may not {action} the role {role_name!r} in IAM (AccessDenied). Ask an administrator "
+        "for the ARN of an execution role, and set role_name to the ARN: IAM is then not asked."
+    )
 
 
 def _permit(here, role_name, full_access):
@@ -272,13 +310,25 @@ def permit(here, name) -> None:
 
 
 def make_bucket(here) -> None:
-    """Creates the bucket that run.json names, if there is none of this name."""
-    name, region = here.run["bucket"], here.run["region"]
-    if not bucket_exists(here.session, name):
+    """Creates the bucket that run.json names, if there is none of this name.
+
+    S3 deletes broken uploads from a new bucket after a week. Raises RuntimeError if the bucket is
+    not yours or lies in another Region.
+    """
+    name, region, s3 = here.run["bucket"], here.run["region"], here.session.client("s3")
+    if not bucket_exists(here):
         where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         where = {} if region == "us-east-1" else where  # which S3 does not take as a constraint
-        here.session.client("s3").create_bucket(Bucket=name, **where)
+        s3.create_bucket(Bucket=name, **where)
         here.add("created", f"bucket/{name}")
+        rule = {"ID": "broken-uploads", "Status": "Enabled", "Filter": {"Prefix": ""}}
+        rule["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": 7}
+        try:
+            s3.put_bucket_lifecycle_configuration(
+                Bucket=name, LifecycleConfiguration={"Rules": [rule]}
+            )
+        except ClientError as error:  # AmazonSageMakerFullAccess does not allow it
+            print("No rule deletes broken uploads:", error.response["Error"]["Code"])
     print("bucket:", name.replace(here.run["account"], "<account>"))
 
 
@@ -290,18 +340,15 @@ def instances(here, types) -> pd.DataFrame:
     notebooks that launch. "clips/s" is for all of ViT-B, 16 x 224 x 224; without a GPU, for its
     head alone (the backbone is frozen).
     """
-    limits, dated = quotas(here), prices(here)
-    rows = {}
+    limits, rows = quotas(here), {}
+    prices(here)
     for name in types:
-        if name not in dated:  # the table is short: ask AWS, if you may
-            with suppress(BotoCoreError, ClientError, LookupError):
-                fetch_price(here, name)
-                dated = prices(here)
-        price, day = dated.get(name, (math.nan, "not known"))
+        price(here, name)  # asks AWS where the table lacks it
+        dollars, day = prices(here).get(name, (math.nan, "not known"))
         machine = INSTANCES.get(name)
         row = {"quota on demand": _quota(limits, name, "training job usage")}
         row["quota on spot"] = _quota(limits, name, "spot training job usage")
-        row |= {"$ an hour": price, "price of": day}
+        row |= {"$ an hour": dollars, "price of": day}
         if machine:
             passes = 3 if machine.gpus else 1
             row |= {"runs on": machine.what, "memory, GB": machine.memory_gb}
@@ -337,12 +384,13 @@ def quotas(here) -> dict | None:
     None if you may not ask AWS. run.json remembers the answer.
     """
     patient = Config(retries={"mode": "adaptive", "max_attempts": 10})  # it lists thousands, twice
+    asked = {"ServiceCode": "sagemaker", "PaginationConfig": {"PageSize": 100}}  # 100 at most
     client = here.session.client("service-quotas", config=patient)
     found = {}
     try:
         # AWS's defaults, and over them what applies to you: it lists only those that were changed.
         for listing in ("list_aws_default_service_quotas", "list_service_quotas"):
-            for page in client.get_paginator(listing).paginate(ServiceCode="sagemaker"):
+            for page in client.get_paginator(listing).paginate(**asked):
                 found |= {quota["QuotaName"]: quota for quota in page["Quotas"]}
     except ClientError as error:  # a role that may train need not be allowed to ask
         print("The quotas cannot be read:", error.response["Error"]["Code"])
@@ -365,9 +413,10 @@ def quota_link(here, instance_type, use="training job usage") -> str:
 
 def advise(here, instance_type) -> None:
     """Prints what 20 minutes on an instance cost, and whether your quota lets it start."""
-    price, day = prices(here).get(instance_type, (None, None))
-    if price:
-        print(f"20 minutes on {instance_type} cost ${price / 3:.2f} (price of {day}).")
+    price(here, instance_type)
+    dollars, day = prices(here).get(instance_type, (None, None))
+    if dollars:
+        print(f"20 minutes on {instance_type} cost ${dollars / 3:.2f} (price of {day}).")
     else:
         print(f"No price of {instance_type} is known: see how_to/train_for_less.ipynb.")
     quota = _quota(here.run.get("quotas"), instance_type, "training job usage")
@@ -422,12 +471,27 @@ def prices(here) -> dict:
     return dated
 
 
+def price(here, instance_type) -> float | None:
+    """US dollars of an hour of training on an instance, as run.json has it, or as AWS tells now.
+
+    run.json has the prices of aws/prices.json, and those that AWS told before. None if AWS lists no
+    price, cannot be reached, or does not let you ask (pricing:GetProducts). An hour of an endpoint,
+    a transform or a processing job costs as much, but on ml.p4d and newer ml.p types.
+    """
+    if instance_type not in here.run.get("dollars_per_hour", {}):
+        with suppress(BotoCoreError, ClientError, LookupError):
+            fetch_price(here, instance_type)
+    return here.run.get("dollars_per_hour", {}).get(instance_type)
+
+
 def fetch_price(here, instance_type) -> float:
     """Today's price of an hour of training on an instance, from AWS's Pricing API, in US dollars.
 
     run.json remembers it. You need the permission pricing:GetProducts.
     """
-    pricing = here.session.client("pricing", region_name="us-east-1")  # it answers for all Regions
+    quick = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
+    # It answers for all Regions.
+    pricing = here.session.client("pricing", region_name="us-east-1", config=quick)
     price = training_price(instance_type, here.run["region"], pricing)
     today = str(datetime.date.today())
     fetched = here.run.get("fetched_prices", {}) | {instance_type: [price, today]}
@@ -458,7 +522,8 @@ def training_price(instance_type, region, pricing) -> float:
 def connect(output_dir="outputs", check: bool = True) -> Account:
     """The account that notebook 1 wrote into run.json.
 
-    `check`: whether the bucket must still be there. Raises RuntimeError with the notebook to run.
+    `check`: whether you must be signed in to it, and the bucket must still be there. Raises
+    RuntimeError with what to do, such as the notebook to run.
     """
     here = read_run(output_dir)
     if "role_arn" not in here.run:
@@ -469,7 +534,13 @@ def connect(output_dir="outputs", check: bool = True) -> Account:
     aws.connect(here.run["endpoint_url"])
     os.environ["AWS_DEFAULT_REGION"] = here.run["region"]  # where the SDK reads the job's log
     here.session = boto3.Session(region_name=here.run["region"])
-    if check and not bucket_exists(here.session, here.run["bucket"]):
+    _expect_the_owner(here)
+    if check and _identity(here.session)["Account"] != here.run["account"]:
+        raise RuntimeError(
+            "You are signed in to another account than that of run.json: sign in to that one, or "
+            "set another output_dir."
+        )
+    if check and not bucket_exists(here):
         raise RuntimeError(
             "The bucket of run.json is gone: it was deleted, or the embedded AWS ended. (That one "
             "lives until 06_clean_up or until this computer restarts, with its jobs.) Run "
@@ -478,15 +549,45 @@ def connect(output_dir="outputs", check: bool = True) -> Account:
     return here
 
 
-def bucket_exists(session: boto3.Session, bucket: str) -> bool:
-    """Whether the bucket is there and may be used. Raises RuntimeError if it is not yours."""
+def bucket_exists(here) -> bool:
+    """Whether the bucket of run.json is there. Raises RuntimeError if a job cannot use it."""
+    name, region = here.run["bucket"], here.run["region"]
+    found = bucket_region(here.session, name, here.run["account"])
+    if found not in (None, region):
+        raise RuntimeError(
+            f"The bucket {name!r} lies in {found}, and a job in {region} cannot use it. Set "
+            f'region = "{found}", or another bucket.'
+        )
+    return found is not None
+
+
+def bucket_region(session: boto3.Session, bucket: str, account_id: str) -> str | None:
+    """The Region of a bucket of this account; None if nobody has a bucket of this name.
+
+    Raises RuntimeError if it belongs to another account, or if you may not use it.
+    """
     try:
-        session.client("s3").head_bucket(Bucket=bucket)
+        found = session.client("s3").head_bucket(Bucket=bucket, ExpectedBucketOwner=account_id)
+        return found["BucketRegion"]
     except ClientError as error:
         if error.response["Error"]["Code"] in ABSENT:
-            return False
+            return None
         raise RuntimeError(
-            f"The bucket {bucket!r} is not yours to use, or lies in another Region: set another "
-            "name."
+            f"The bucket {bucket!r} is not yours to use: it belongs to another account, or you may "
+            "not list it. Set another name."
         ) from error
-    return True
+
+
+def _expect_the_owner(here):
+    """From now on S3 refuses requests about the bucket of run.json if it is not this account's.
+
+    Anybody can guess the name of the bucket, and make it when yours is deleted.
+    """
+    bucket, account_id = here.run["bucket"], here.run["account"]
+
+    def expect(params, model, **_):
+        if params.get("Bucket") == bucket and "ExpectedBucketOwner" in model.input_shape.members:
+            params["ExpectedBucketOwner"] = account_id
+
+    event = "provide-client-params.s3"
+    here.session.events.register(event, expect, unique_id="expect-the-owner")

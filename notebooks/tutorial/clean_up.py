@@ -250,16 +250,21 @@ def end_job(here, kind, name) -> str | None:
     if ask() == "InProgress":
         print(f"stopping {what}", flush=True)
         stop = getattr(here.session.client("sagemaker"), f"stop_{kind.replace('-', '_')}")
-        try:
-            stop(**{f"{_job(kind)}JobName": name})
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":  # it has just ended
-                raise
+        _unless_ended(stop, **{f"{_job(kind)}JobName": name})
     busy = ("InProgress", "Stopping")
     status = _wait(busy, ask, what, STOP_MINUTES)
     if status in busy:
         return _endless(status, STOP_MINUTES, "the job")
     return _give_up_machine(here, name, what) if kind == "training-job" else None
+
+
+def _unless_ended(call, **request):
+    """Asks AWS to end something. It refuses if that has ended in the meantime."""
+    try:
+        call(**request)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ValidationException":
+            raise
 
 
 def _give_up_machine(here, name, what):
@@ -275,9 +280,8 @@ def _give_up_machine(here, name, what):
     status = _wait(("InUse",), pool, what, STOP_MINUTES)
     if status == "Available":
         kept = {"KeepAlivePeriodInSeconds": 0}
-        here.session.client("sagemaker").update_training_job(
-            TrainingJobName=name, ResourceConfig=kept
-        )
+        update = here.session.client("sagemaker").update_training_job
+        _unless_ended(update, TrainingJobName=name, ResourceConfig=kept)
         status = _wait(("Available",), pool, what, STOP_MINUTES)
     still = status in ("InUse", "Available")
     return _endless(status, STOP_MINUTES, "its warm pool") if still else None
@@ -345,13 +349,14 @@ def look_scaling(here, name) -> str:
 
 
 def delete_scaling(here, name) -> None:
-    """Ends the scaling of an endpoint, with its scaling policies."""
+    """Ends the scaling of an endpoint, with its scaling policies and the alarm that wakes it."""
     for target in _scalable(here, name):
         here.session.client("application-autoscaling").deregister_scalable_target(
             ServiceNamespace="sagemaker",
             ResourceId=target["ResourceId"],
             ScalableDimension=target["ScalableDimension"],
         )
+    here.session.client("cloudwatch").delete_alarms(AlarmNames=[f"{name}-from-zero"])
 
 
 def look_endpoint(here, name) -> str:

@@ -1,10 +1,15 @@
 """A model that answers on AWS: an asynchronous endpoint, a batch transform job, and their end.
 
 Each name stands in run.json before the thing is made, so 06_clean_up finds what an interruption
-left. What serving and transform make, they take down, also after an error or Ctrl-C.
+left. What serving and transform make, they take down, also after an error or Ctrl-C. If the kernel
+of the notebook dies, watchdog.py takes the endpoint down.
 """
 
 import json
+import os
+import re
+import subprocess
+import sys
 import tarfile
 import time
 from contextlib import contextmanager, suppress
@@ -12,23 +17,31 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from botocore.exceptions import ClientError, WaiterError
-from packaging.version import Version
+from botocore.exceptions import BotoCoreError, ClientError
 from sagemaker.core import image_uris
 
-from tutorial import SCRIPTS, clean_up
+from tutorial import SCRIPTS, account, clean_up
 from tutorial.results import split_uri
 
 TAGS = [{"Key": "project", "Value": "video-tutorial"}]
 
-# What the model server of AWS's PyTorch image must know: TorchServe, and the toolkit before it.
+RAY = "1.4"  # AWS's Ray Serve image: the newest minor that sagemaker 3.27.0 knows
+CUDA = {"serve-ml-sagemaker-cuda-v1.4": 12}  # of images without -cu129- or the like in their name
+# A host of SageMaker whose NVIDIA driver fits, by the image's CUDA version. An endpoint that names
+# none gets driver 470 (CUDA 11.4) on g4dn and g5: docs.aws.amazon.com, "inference-gpu-drivers".
+HOSTS = {12: "al2-ami-sagemaker-inference-gpu-3-1", 13: "al2023-ami-sagemaker-inference-gpu-4-1"}
+BATCH_HOST = "al2-ami-sagemaker-batch-gpu-535"  # the newest for transform jobs: CUDA 12
+
+# The environment of the server: the first for AWS's image, the others for scripts/serving/worker.py
 SERVER = {
-    "SAGEMAKER_PROGRAM": "inference.py",  # the handler, in the archive's folder code
-    "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-    "SAGEMAKER_MODEL_SERVER_WORKERS": "1",  # one video at a time gets all cores
-    "TS_DEFAULT_RESPONSE_TIMEOUT": "3600",  # seconds for an answer; without it 120
-    "TS_MAX_REQUEST_SIZE": str(2**30),  # bytes of a request; without it 6.5 MB
+    "RAYSERVE_BACKEND_TIMEOUT": "3600",  # seconds for an answer; without it 300
+    "INVOCATION_SECONDS": "3500",  # then the worker that hangs is replaced
+    "WORKERS": "1",  # one video at a time gets all cores
+    "MAX_BODY_MB": "100",  # of a video in a request; a larger one comes by its address in S3
 }
+START_MINUTES, TRANSFORM_MINUTES = 45, 60  # then nobody waits any longer
+SERVED = ("inference.py", "train.py", "serving/worker.py", "serving/deployment.py",
+          "serving/requirements.txt")  # fmt: skip
 
 
 # ---- Before: money, archive, image --------------------------------------------------------------
@@ -43,7 +56,7 @@ def check_money(here, instance: str, deploy: bool = False, transform: bool = Fal
     for item in here.run.get("deployed", []):
         if item.startswith("endpoint/"):
             print(f"{item} is perhaps still there, and billed: 06_clean_up deletes it")
-    quotas, price = here.run["quotas"], here.run["dollars_per_hour"].get(instance)
+    quotas, price = here.run["quotas"], account.price(here, instance)
     if price is not None:
         print(f"{instance}: ${price} an hour, ${24 * price:.2f} a day")
     elif deploy or transform:
@@ -62,26 +75,48 @@ def check_money(here, instance: str, deploy: bool = False, transform: bool = Fal
 
 
 def pack(folder, archive) -> Path:
-    """Writes model.tar.gz for an endpoint: the model, and in code/ what answers requests."""
+    """Writes model.tar.gz for an endpoint: the model, config.yaml, and in code/ what answers."""
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         for path in sorted(Path(folder).iterdir()):
             tar.add(path, arcname=path.name)
-        for name in ("inference.py", "train.py", "requirements.txt"):
-            tar.add(Path(SCRIPTS) / name, arcname=f"code/{name}")
+        tar.add(Path(SCRIPTS) / "serving/config.yaml", arcname="config.yaml")
+        for name in SERVED:
+            tar.add(Path(SCRIPTS) / name, arcname=f"code/{Path(name).name}")
     print(f"{Path(archive).name}: {Path(archive).stat().st_size / 1e6:.1f} MB")
     return Path(archive)
 
 
 def image(here, instance: str) -> str:
-    """The address of AWS's newest PyTorch image for inference that the SDK knows."""
-    versions = image_uris.config_for_framework("pytorch")["inference"]["versions"]
+    """The address of AWS's Ray Serve image, for a machine with or without a GPU."""
     return image_uris.retrieve(
-        "pytorch",
+        "ray-serve",
         here.run["region"],
-        version=max(versions, key=Version),
+        version=RAY,
         instance_type=instance,
         image_scope="inference",
     )
+
+
+def gpu_host(image: str, instance: str, transform: bool = False) -> dict:
+    """The host whose NVIDIA driver fits the image, for a production variant; {} without a GPU.
+
+    {"InferenceAmiVersion": ...}, or with `transform` {"TransformAmiVersion": ...}. With another
+    host the container does not start, and writes no log. Raises ValueError if the image's CUDA
+    version is not known, or no host fits it.
+    """
+    if not re.match(r"ml\.[gp]\d", instance):
+        return {}
+    tag = image.rpartition(":")[2]
+    found = re.search(r"-cu(\d\d)\d", tag)
+    cuda = int(found[1]) if found else CUDA.get(tag)
+    hosts = {12: BATCH_HOST} if transform else HOSTS
+    if cuda not in hosts:
+        use = "batch transform" if transform else "an endpoint"
+        raise ValueError(
+            f"{image} on {instance}: no host for {use} is known that fits CUDA {cuda or '?'}. Take "
+            "an instance without a GPU, or an image with CUDA 12 and -cu129- or the like in its tag"
+        )
+    return {"TransformAmiVersion" if transform else "InferenceAmiVersion": hosts[cuda]}
 
 
 def new_name(here) -> tuple[str, str]:
@@ -90,8 +125,20 @@ def new_name(here) -> tuple[str, str]:
     return name, f"s3://{here.run['bucket']}/{here.run['prefix']}/{name}"
 
 
-def _make_model(here, packed, request):
-    """Uploads the archive, once, and creates the model of a create_model request."""
+def _make_model(here, packed, request, network):
+    """Uploads the archive, once, and creates the model of a create_model request.
+
+    `network`: {"subnets": [...], "security_group_ids": [...]}, or None. Raises ValueError for
+    network isolation, because AWS's image installs packages when it starts.
+    """
+    if network:
+        if network.get("enable_network_isolation"):
+            raise ValueError(
+                "AWS's image installs packages from PyPI when it starts. A model without a network "
+                "needs an image of your own: see scripts/serving/Dockerfile."
+            )
+        vpc = {"Subnets": network["subnets"], "SecurityGroupIds": network["security_group_ids"]}
+        request = request | {"VpcConfig": vpc}
     place = request["PrimaryContainer"]["ModelDataUrl"]
     here.add("homes", f"{place.rpartition('/')[0]}/")
     bucket, key = split_uri(place)
@@ -115,55 +162,148 @@ def _home(request):
 
 
 @contextmanager
-def serving(here, packed, model: dict, config: dict):
+def serving(here, packed, model: dict, config: dict, network=None):
     """An endpoint as long as the `with` block lasts: `with serving(...) as ask: ask("a.mp4")`.
 
-    `packed`: of pack. `model`, `config`: requests of create_model and create_endpoint_config.
-    Yields a function: see ask. Raises RuntimeError with AWS's reason if the endpoint does not
-    start. Whatever ends the block, the endpoint is deleted, and AWS is asked whether it is gone.
+    Arguments, errors and what it yields: see start. Whatever ends the block, the endpoint is
+    deleted, and AWS is asked whether it is gone. If this process dies, watchdog.py does that.
     """
-    name, sagemaker = config["EndpointConfigName"], here.session.client("sagemaker")
+    name, dog = config["EndpointConfigName"], None
     try:
-        _make_model(here, packed, model)
-        here.add("deployed", *(f"{kind}/{name}" for kind in ("endpoint-config", "log", "endpoint")))
-        sagemaker.create_endpoint_config(**config, Tags=TAGS)
-        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=TAGS)
-        print(f"{name} starts, and is billed from now on; on AWS it takes 5 to 10 minutes")
-        _wait_for_endpoint(sagemaker, name)
-        yield partial(ask, here, name, f"{_home(model)}/questions")
+        here.add("deployed", f"endpoint/{name}")
+        dog = _start_watchdog(here, name)
+        yield start(here, packed, model, config, network)
     finally:
         take_down(here, name)
+        if dog:
+            dog.terminate()  # not if take_down has failed: then it goes on
+            dog.wait()
+
+
+def start(here, packed, model: dict, config: dict, network=None):
+    """Makes an endpoint, which is billed until take_down; returns a function: see ask.
+
+    `packed`: of pack. `model`, `config`: requests of create_model and create_endpoint_config.
+    `network`: {"subnets": [...], "security_group_ids": [...]}, where your account demands a private
+    network; it needs a way to S3, and to PyPI for the packages. Raises RuntimeError with AWS's
+    reason if the endpoint does not start, TimeoutError if that takes START_MINUTES.
+    """
+    name, sagemaker = config["EndpointConfigName"], here.session.client("sagemaker")
+    _make_model(here, packed, model, network)
+    here.add("deployed", *(f"{kind}/{name}" for kind in ("endpoint-config", "log", "endpoint")))
+    sagemaker.create_endpoint_config(**config, Tags=TAGS)
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=TAGS)
+    print(f"{name} starts, and is billed from now on; on AWS it takes 5 to 10 minutes")
+    _wait_for_endpoint(sagemaker, name)
+    return partial(ask, here, name, f"{_home(model)}/questions")
+
+
+def _start_watchdog(here, name):
+    """A process that outlives this one, and takes the endpoint down if this one dies."""
+    command = [sys.executable, "-m", "tutorial.watchdog", here.output, name, str(os.getpid())]
+    with open(here.output / "watchdog.log", "a") as log:
+        return subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # out of reach of what interrupts or ends the kernel
+        )
+
+
+def _wait(describe, field, busy, minutes):
+    """AWS's record, once its `field` is none of `busy`. Raises TimeoutError after `minutes`."""
+    for minute in range(1, minutes + 1):
+        for _ in range(12):
+            record = describe()
+            if record[field] not in busy:
+                return record
+            time.sleep(5)
+        print(f"{record[field]}, {minute} min", flush=True)
+    raise TimeoutError(f"{record[field]} after {minutes} min: AWS was asked no longer")
 
 
 def _wait_for_endpoint(sagemaker, name):
     """Returns when it is in service; raises RuntimeError with the reason if it is not."""
-    try:
-        often = {"Delay": 5, "MaxAttempts": 720}  # seconds; an hour
-        sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig=often)
-    except WaiterError as error:
-        state = sagemaker.describe_endpoint(EndpointName=name)
+    look = partial(sagemaker.describe_endpoint, EndpointName=name)
+    state = _wait(look, "EndpointStatus", ["Creating"], START_MINUTES)
+    if state["EndpointStatus"] != "InService":
         reason = state.get("FailureReason", state["EndpointStatus"])
         log = f"/aws/sagemaker/Endpoints/{name}"
-        raise RuntimeError(f"{reason}\nThe rest is in the log group {log}.") from error
+        raise RuntimeError(f"{reason}\nThe rest is in the log group {log}.")
     print("in service")
+
+
+def scale_to_zero(here, name: str) -> None:
+    """Lets an endpoint in service give its machine up while nobody asks, and take one again.
+
+    The policies are those of docs.aws.amazon.com, "async-inference-autoscale". A question at zero
+    machines waits until one has started. run.json lists it as scaling/<name>; take_down ends it.
+    """
+    here.add("deployed", f"scaling/{name}")
+    scaling = here.session.client("application-autoscaling")
+    target = {
+        "ServiceNamespace": "sagemaker",
+        "ResourceId": f"endpoint/{name}/variant/AllTraffic",
+        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+    }
+    metric = {"Namespace": "AWS/SageMaker", "Statistic": "Average"}
+    metric["Dimensions"] = [{"Name": "EndpointName", "Value": name}]
+    scaling.register_scalable_target(**target, MinCapacity=0, MaxCapacity=1)
+    scaling.put_scaling_policy(
+        **target,
+        PolicyName="to-zero",
+        PolicyType="TargetTrackingScaling",
+        TargetTrackingScalingPolicyConfiguration={
+            "TargetValue": 5.0,  # questions that wait
+            "CustomizedMetricSpecification": metric
+            | {"MetricName": "ApproximateBacklogSizePerInstance"},
+            "ScaleInCooldown": 600,  # seconds
+            "ScaleOutCooldown": 300,
+        },
+    )
+    policy = scaling.put_scaling_policy(
+        **target,
+        PolicyName="from-zero",
+        PolicyType="StepScaling",
+        StepScalingPolicyConfiguration={
+            "AdjustmentType": "ChangeInCapacity",
+            "MetricAggregationType": "Average",
+            "Cooldown": 300,
+            "StepAdjustments": [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}],
+        },
+    )
+    here.session.client("cloudwatch").put_metric_alarm(
+        **metric,
+        AlarmName=f"{name}-from-zero",
+        MetricName="HasBacklogWithoutCapacity",
+        EvaluationPeriods=2,
+        Period=60,  # seconds
+        Threshold=1,
+        ComparisonOperator="GreaterThanOrEqualToThreshold",
+        AlarmActions=[policy["PolicyARN"]],
+    )
+    print(f"{name} gives its machine up when nobody asks; a question takes one again")
 
 
 def ask(here, name: str, folder: str, path, seconds: int = 3700) -> dict:
     """The endpoint's answer for a video file: what inference.classify_video returns.
 
-    The file goes to `folder` in S3; the endpoint writes its answer, or its error, there too.
-    Raises RuntimeError with the endpoint's error, TimeoutError without an answer in `seconds`.
+    The file goes to `folder` in S3, and the question names it: it holds 128,000 bytes at most. The
+    endpoint writes its answer, or its error, to S3 too. Raises RuntimeError with the endpoint's
+    error, TimeoutError without an answer in `seconds`.
     """
     s3 = here.session.client("s3")
-    question = f"{folder}/{Path(path).name}"
-    s3.upload_file(str(path), *split_uri(question))
+    video = f"{folder}/{Path(path).name}"
+    s3.upload_file(str(path), *split_uri(video))
     places = here.session.client("sagemaker-runtime").invoke_endpoint_async(
         EndpointName=name,
-        InputLocation=question,
-        ContentType="video/mp4",
+        Body=json.dumps({"s3_uri": video}),
+        ContentType="application/json",
         InvocationTimeoutSeconds=3600,
     )
-    for _ in range(seconds):
+    for second in range(1, seconds + 1):
         for place in ("OutputLocation", "FailureLocation"):
             bucket, key = split_uri(places[place])
             try:
@@ -173,12 +313,14 @@ def ask(here, name: str, folder: str, path, seconds: int = 3700) -> dict:
             if place == "FailureLocation":
                 raise RuntimeError(text)
             return json.loads(text)
+        if second % 60 == 0:
+            print(f"no answer, {second // 60} min", flush=True)
         time.sleep(1)
-    raise TimeoutError(f"no answer for {question} within {seconds} seconds")
+    raise TimeoutError(f"no answer for {video} within {seconds} seconds")
 
 
 def take_down(here, name: str) -> None:
-    """Deletes endpoint, configuration and model of this name, if run.json lists them.
+    """Deletes scaling, endpoint, configuration and model of this name, if run.json lists them.
 
     AWS deletes an endpoint only after its start: the deletion waits for it. Then AWS is asked
     again. What is gone leaves run.json; the endpoint's log stays, for 06_clean_up. Raises
@@ -186,11 +328,15 @@ def take_down(here, name: str) -> None:
     """
     left = []
     here.refresh()
-    for item in [f"{kind}/{name}" for kind in ("endpoint", "endpoint-config", "model")]:
+    for item in [f"{kind}/{name}" for kind in ("scaling", "endpoint", "endpoint-config", "model")]:
         if item not in here.run.get("deployed", []):
             continue
-        print(f"deleting {item}", flush=True)
-        reason = clean_up.outcome(here, item)
+        waits = ", once it has started" if item.startswith("endpoint/") else ""
+        print(f"deleting {item}{waits}", flush=True)
+        try:
+            reason = clean_up.outcome(here, item)
+        except BotoCoreError as error:  # no network, or the sign-in has expired
+            reason = str(error)
         if reason:
             left.append(f"{item} ({reason})")
         else:
@@ -203,21 +349,22 @@ def take_down(here, name: str) -> None:
 # ---- Batch transform ----------------------------------------------------------------------------
 
 
-def transform(here, packed, model: dict, files, instance: str) -> list[dict]:
+def transform(here, packed, model: dict, files, instance: str, network=None) -> list[dict]:
     """The answers of a batch transform job for video files, in their order; the job ends itself.
 
     `packed`: of pack. `model`: a create_model request; job and model get its name, with "transform"
-    for "endpoint". An error or Ctrl-C stops the job. Raises RuntimeError with AWS's reason if the
-    job fails.
+    for "endpoint". `network`: see serving. A video gets 300 seconds, and the job an hour; then, and
+    after an error or Ctrl-C, the job is stopped. Raises RuntimeError with AWS's reason if it fails,
+    TimeoutError if it does not end.
     """
     name, home = model["ModelName"].replace("video-endpoint", "video-transform"), _home(model)
     model, s3 = model | {"ModelName": name}, here.session.client("s3")
     here.add("jobs", f"transform-job/{name}")
     try:
-        _make_model(here, packed, model)
+        _make_model(here, packed, model, network)
         for number, file in enumerate(files):
             s3.upload_file(str(file), *split_uri(f"{home}/clips/{number:03}"))
-        _run_transform_job(here, name, home, instance)
+        _run_transform_job(here, model, home, instance)
     finally:
         with suppress(ClientError):  # it was not created
             clean_up.end_job(here, "transform-job", name)
@@ -229,33 +376,34 @@ def transform(here, packed, model: dict, files, instance: str) -> list[dict]:
     return answers
 
 
-def _run_transform_job(here, name, home, instance):
+def _run_transform_job(here, model, home, instance):
     """Starts the job, waits for its end, and prints its minutes and dollars."""
-    sagemaker, price = here.session.client("sagemaker"), here.run["dollars_per_hour"].get(instance)
+    name, sagemaker = model["ModelName"], here.session.client("sagemaker")
+    price = here.run["dollars_per_hour"].get(instance)
+    host = gpu_host(model["PrimaryContainer"]["Image"], instance, transform=True)
     source = {"S3DataType": "S3Prefix", "S3Uri": f"{home}/clips/"}
     sagemaker.create_transform_job(
         TransformJobName=name,
         ModelName=name,
-        MaxPayloadInMB=100,  # the most that there is
-        ModelClientConfig={"InvocationsTimeoutInSeconds": 3600, "InvocationsMaxRetries": 0},
+        # AWS's image does not tell SageMaker how it wants its requests: so each of these is said.
+        MaxPayloadInMB=100,  # the most that there is, for MaxConcurrentTransforms together
+        MaxConcurrentTransforms=1,
+        BatchStrategy="SingleRecord",
+        ModelClientConfig={"InvocationsTimeoutInSeconds": 300, "InvocationsMaxRetries": 0},
         TransformInput={"DataSource": {"S3DataSource": source}, "ContentType": "video/mp4"},
         TransformOutput={"S3OutputPath": f"{home}/transformed"},
-        TransformResources={"InstanceType": instance, "InstanceCount": 1},
+        TransformResources={"InstanceType": instance, "InstanceCount": 1} | host,
         Tags=TAGS,
     )
     each = "" if price is None else f" at ${price} an hour"
     print(f"{name} starts, and is billed{each} until its end; on AWS it takes 5 to 10 minutes")
-    try:
-        waiter = sagemaker.get_waiter("transform_job_completed_or_stopped")
-        waiter.wait(TransformJobName=name, WaiterConfig={"Delay": 5, "MaxAttempts": 720})
-    except WaiterError as error:
-        job = sagemaker.describe_transform_job(TransformJobName=name)
-        reason = job.get("FailureReason", job["TransformJobStatus"])
-        log = f"/aws/sagemaker/TransformJobs, {name}"
-        raise RuntimeError(f"{reason}\nThe lines of each file are in the log {log}.") from error
-    job = sagemaker.describe_transform_job(TransformJobName=name)
+    look = partial(sagemaker.describe_transform_job, TransformJobName=name)
+    job = _wait(look, "TransformJobStatus", ["InProgress", "Stopping"], TRANSFORM_MINUTES)
     if job["TransformJobStatus"] == "Stopped":
         raise RuntimeError(f"{name} was stopped before its end: run the cell again")
+    if job["TransformJobStatus"] == "Failed":
+        log = f"/aws/sagemaker/TransformJobs, {name}"
+        raise RuntimeError(f"{job['FailureReason']}\nThe lines of each file are in the log {log}.")
     minutes = (job["TransformEndTime"] - job["TransformStartTime"]).total_seconds() / 60
     cost = "" if price is None else f", about ${price * minutes / 60:.2f}"
     print(f"completed after {minutes:.1f} minutes{cost}")

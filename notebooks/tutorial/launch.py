@@ -564,7 +564,7 @@ def check_money(here, compute, limits, max_cost_usd, use="training job usage", s
                     "link), and run that notebook again when AWS has agreed. Until then: "
                     'instance_type = "ml.m5.xlarge" with freeze = "backbone".'
                 )
-        price = here.run["dollars_per_hour"].get(instance)
+        price = account.price(here, instance)
         if price is None:
             raise RuntimeError(
                 f"No price of {instance}: the launch cannot be limited by its cost. Take a type "

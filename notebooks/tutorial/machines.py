@@ -53,7 +53,10 @@ def choice(here, instance_types, read_seconds: float, gflop=None, clips=None, ep
     if not gflop:
         raise RuntimeError("run.json has no gflop: run 02_local_smoke_train.ipynb, or give one")
     print(f"{clips:,} clips x {epochs} epochs; {gflop:.3g} GFLOP to pass a clip forward")
-    prices, rows = account.prices(here), {}
+    rows = {}
+    for name in instance_types:
+        account.price(here, name)  # asks AWS where the table lacks it
+    prices = account.prices(here)
     for name in instance_types:
         if name not in account.INSTANCES:
             raise RuntimeError(

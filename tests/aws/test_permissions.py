@@ -48,6 +48,7 @@ REPOSITORY = f"arn:aws:ecr:{REGION}:763104351884:repository"
 PIPELINE, REGISTRY = f"{JOBS}:pipeline/video-p", f"{JOBS}:model-package-group/video-m"
 EXECUTION, MODEL_VERSION = f"{PIPELINE}/execution/a", f"{JOBS}:model-package/video-m/1"
 SCALING = {"application-autoscaling:service-namespace": "sagemaker"}
+ALARM = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm"
 SCALING_ROLE = "sagemaker.application-autoscaling.amazonaws.com"
 PASSED = {"iam:PassedToService": "sagemaker.amazonaws.com"}
 DENIED = ("AccessDenied", "AccessDeniedException")
@@ -57,6 +58,8 @@ NOT_MADE_HERE = {
     "execution_policy": [
         # AWS's list of what CreateTrainingJob needs, and the SDK's own policy for training
         ("s3:GetBucketLocation", BUCKET_ARN, {}),
+        # what SageMaker does in S3 when a script rotates its checkpoints
+        ("s3:DeleteObject", f"{BUCKET_ARN}/{PREFIX}/checkpoints/1/checkpoint-4/optimizer.pt", {}),
         ("logs:DescribeLogStreams", f"{LOGS}/TrainingJobs:log-stream:", {}),
         ("ecr:GetAuthorizationToken", "*", {}),
         ("ecr:BatchCheckLayerAvailability", f"{REPOSITORY}/pytorch-training", {}),
@@ -116,6 +119,12 @@ NOT_MADE_HERE = {
         ("application-autoscaling:PutScalingPolicy", "*", SCALING),
         ("application-autoscaling:DescribeScalableTargets", "*", {}),
         ("application-autoscaling:DeregisterScalableTarget", "*", SCALING),
+        ("sagemaker:DescribeEndpointConfig", f"{JOBS}:endpoint-config/video-e", {}),
+        ("sagemaker:UpdateEndpointWeightsAndCapacities", f"{JOBS}:endpoint/video-e", {}),
+        ("cloudwatch:PutMetricAlarm", f"{ALARM}:video-e-from-zero", {}),
+        ("cloudwatch:DescribeAlarms", f"{ALARM}:video-e-from-zero", {}),
+        ("cloudwatch:PutMetricAlarm", f"{ALARM}:TargetTracking-endpoint/video-e/variant/a", {}),
+        ("cloudwatch:DeleteAlarms", f"{ALARM}:video-e-from-zero", {}),
         (
             "iam:CreateServiceLinkedRole",
             f"arn:aws:iam::{ACCOUNT}:role/aws-service-role/{SCALING_ROLE}/x",
@@ -658,6 +667,43 @@ def test_a_script_has_the_permissions_of_the_role_and_no_others(sessions):
     text = "\n".join(event["message"] for event in found)
     assert f"assumed-role/{ROLE}/SageMaker" in text
     assert "(AccessDenied) when calling the ListBuckets operation" in text
+
+
+ROTATION = """
+import pathlib, time
+old, new = pathlib.Path("checkpoints/old"), pathlib.Path("checkpoints/new")
+old.write_text("1")
+while not old.with_name("old.sagemaker-uploaded").exists():
+    time.sleep(0.1)
+old.unlink()
+new.write_text("2")
+"""
+
+
+def test_a_job_s_role_deletes_checkpoints_and_nothing_else(account, sessions):
+    """A role without the permission: the job goes on, the object stays, the server's log says so.
+
+    What SageMaker does then is documented nowhere.
+    """
+    without = statements("execution_policy", "DeleteCheckpointsThatTheJobHasDeleted")
+    iam, sagemaker = account.admin.client("iam"), account.admin.client("sagemaker")
+    trust = json.dumps(policy("trust_policy"))
+    keeper = iam.create_role(RoleName="keeper", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+    document = json.dumps(policy("execution_policy") | {"Statement": without})
+    iam.put_role_policy(RoleName="keeper", PolicyName="video-tutorial", PolicyDocument=document)
+    left = {}
+    for role, folder in [(ROLE_ARN, "checkpoints/1"), (ROLE_ARN, "b"), (keeper, "checkpoints/2")]:
+        name = f"video-{folder.replace('/', '-')}"
+        uri = f"{PREFIX}/{folder}/"
+        config = {"CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/{uri}"}}
+        sagemaker.create_training_job(**training_request(role, name, ROTATION, **config))
+        assert finish(sagemaker, name)["TrainingJobStatus"] == "Completed"
+        listing = account.admin.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=uri)
+        left[folder] = [item["Key"].removeprefix(uri) for item in listing["Contents"]]
+    assert left == {"checkpoints/1": ["new"], "b": ["new", "old"], "checkpoints/2": ["new", "old"]}
+    text = (account.folder / "server.log").read_text()
+    assert f"video-checkpoints-2: {PREFIX}/checkpoints/2/old stays in S3: " in text
+    assert "video-checkpoints-1:" not in text
 
 
 def test_clips_that_the_role_cannot_list_are_refused_at_launch(sessions):

@@ -3,9 +3,11 @@
 import datetime
 import json
 import re
+from unittest.mock import Mock
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.stub import Stubber
 from conftest import ROOT
 from tutorial import account
@@ -119,8 +121,37 @@ def test_a_fetched_price_is_remembered_and_wins_over_the_table(here, monkeypatch
     assert again.run["dollars_per_hour"]["ml.p5.48xlarge"] == 63.296  # of an earlier run
 
 
-def test_a_region_without_prices_has_none(here, capsys):
+@pytest.mark.parametrize(
+    "answer, dollars",
+    [
+        (0.5, 0.5),
+        (LookupError("none"), None),
+        (ClientError({"Error": {"Code": "AccessDeniedException"}}, "GetProducts"), None),
+        (EndpointConnectionError(endpoint_url="https://api.pricing"), None),
+    ],
+)
+def test_a_price_that_the_table_lacks_is_asked_for_once(here, monkeypatch, answer, dollars):
+    asked = []
+
+    def ask(name, region, client):
+        asked.append((name, region))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(account, "training_price", ask)
+    account.prices(here)
+    assert account.price(here, "ml.g5.xlarge") == 1.408 and not asked  # of the table
+    assert account.price(here, "ml.p9.xlarge") == dollars
+    assert asked == [("ml.p9.xlarge", "us-east-1")]
+    if dollars:
+        again = account.Account(here.output, json.loads((here.output / "run.json").read_text()))
+        assert account.price(again, "ml.p9.xlarge") == dollars and len(asked) == 1
+
+
+def test_a_region_without_prices_has_none(here, monkeypatch, capsys):
     here.run |= {"region": "eu-north-1", "fetched_prices": {}, "quotas": None}
+    monkeypatch.setattr(account, "training_price", Mock(side_effect=LookupError))
     assert account.prices(here) == {} == here.run["dollars_per_hour"]
     account.advise(here, "ml.g5.xlarge")
     assert "No price of ml.g5.xlarge is known: see how_to/train_for_less" in capsys.readouterr().out

@@ -65,10 +65,10 @@ def channel(uri, name="train", **source):
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 60
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < deadline, "nothing happened for 60 seconds"
+        assert time.monotonic() < deadline, f"nothing happened for {seconds} seconds"
         time.sleep(0.1)
     return result
 

@@ -123,6 +123,21 @@ def test_no_longer_waited_for_than_asked(port):
 
 
 def test_out_of_memory(port):
-    """The kernel's SIGKILL, as a shell tells of it."""
-    run("big", "import os; os.kill(os.getpid(), 9)")
+    """The kernel's SIGKILL, as a shell tells of it. It comes from outside of the container."""
+    run("big", "import time; print('started'); time.sleep(600)")
+    wait_until(lambda: log("big"))
+    folder = f"{aws.status(port)['folder']}/jobs/big/127.0.0.1"
+    inside = [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == folder]
+    (process,) = (p for p in inside if p.info["cmdline"][0] == "python3")
+    process.kill()
     assert finish("big")["FailureReason"] == "AlgorithmError: , exit code: 137"
+
+
+def test_the_clock_begins_with_the_download(port):
+    """What is billed: image and download too. MaxRuntimeInSeconds is of the same time."""
+    run("timed", "print('done')")
+    answer = finish("timed")
+    steps = {step["Status"]: step for step in answer["SecondaryStatusTransitions"]}
+    assert answer["CreationTime"] <= answer["TrainingStartTime"]
+    start = (answer["TrainingStartTime"] - steps["Downloading"]["StartTime"]).total_seconds()
+    assert 0 <= start < 1 and answer["TrainingStartTime"] <= steps["Training"]["StartTime"]

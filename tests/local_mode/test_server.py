@@ -1,6 +1,8 @@
 """The embedded AWS as a server: who reaches it, its command line, its start and its end."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from embedded import free_port
 from local_mode import aws
 
 COMMAND = str(Path(aws.__file__).parent)  # Python runs a folder's __main__.py
+README = Path(aws.__file__).parents[1] / "README.md"
 
 
 def test_none_is_aws_itself(monkeypatch):
@@ -67,6 +70,21 @@ def test_closed_to_web_pages(port):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/", headers=header)
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request)
+
+
+def test_the_readme_has_every_module_and_no_other():
+    text = README.read_text()
+    table = text[text.index("## The modules") : text.index("## What the embedded AWS does")]
+    files = {path.name for path in Path(aws.__file__).parent.glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", table)) == files
+
+
+def test_the_differences_name_options_that_exist():
+    """What the table of differences calls an option is one of aws.start, or shown by status."""
+    table = README.read_text().partition("## What the embedded AWS does")[2]
+    options = [*inspect.signature(aws.start).parameters]
+    for name in ("enforce", "spot_interruptions", "no_capacity", "namespaces"):
+        assert f"`{name}`" in table and name in options, name
 
 
 def test_stop_ends_the_jobs_and_clears_up(port):

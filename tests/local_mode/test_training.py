@@ -4,32 +4,21 @@ import textwrap
 
 import boto3
 import pytest
-from account import BUCKET, ROLE, account_port, artefact, describe, finish, keys, log, wait_until  # noqa: F401
-from botocore.exceptions import ClientError
+from account import BUCKET, ROLE, account_port, artefact, describe, finish, keys, log  # noqa: F401
 
 SCRIPT = """
-    import argparse, os, pathlib, signal, sys, time
+    import argparse, os, pathlib, sys
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--checkpoint_dir")
     args = parser.parse_args()
     model = pathlib.Path(os.environ["SM_MODEL_DIR"])
-
-    def leave(*_):
-        time.sleep(1)  # saving takes a while
-        (model / "marker").write_text("saved after SIGTERM")
-        print("saved after SIGTERM")
-        sys.exit(0)
-
-    signal.signal(signal.SIGTERM, leave)
     print("started", args.mode, args.rate, args.checkpoint_dir)
     if args.mode == "fail":
         failure = pathlib.Path(os.environ["SM_OUTPUT_DIR"], "failure")
         failure.write_text("ValueError: cannot decode clip x.mp4")
         sys.exit(3)
-    if args.mode == "wait":
-        time.sleep(600)
     train = pathlib.Path(os.environ["SM_CHANNEL_TRAIN"])
     names = sorted(str(p.relative_to(train)) for p in train.rglob("*.*"))
     (model / "files").write_text(",".join(names))
@@ -118,23 +107,6 @@ def test_a_failing_job(trainer):
     reason = "AlgorithmError: ValueError: cannot decode clip x.mp4, exit code: 3"
     assert describe(job.training_job_name)["FailureReason"] == reason
     assert not keys(f"out/{job.training_job_name}/output/model")
-
-
-def test_a_stopped_job_saves(trainer):
-    """The signal must reach the script, below a shell and a driver that stay until it is done."""
-    model_trainer = trainer("wait")
-    model_trainer.train(**clips(), wait=False)
-    job = model_trainer._latest_training_job
-    name = job.training_job_name
-    wait_until(lambda: any(line.startswith("started") for line in log(name)))
-    job.stop()
-    assert describe(name)["TrainingJobStatus"] in ("Stopping", "Stopped")
-    answer = finish(name)
-    assert (answer["TrainingJobStatus"], answer["SecondaryStatus"]) == ("Stopped", "Stopped")
-    assert artefact(name) == {"marker": "saved after SIGTERM"}
-    assert "saved after SIGTERM" in log(name)
-    with pytest.raises(ClientError, match="in status Stopped"):
-        boto3.client("sagemaker").stop_training_job(TrainingJobName=name)
 
 
 @pytest.mark.long

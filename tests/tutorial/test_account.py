@@ -1,10 +1,13 @@
 """Notebook 1's part of an account: sign in, role, bucket, quotas; and what run.json keeps of it."""
 
 import json
+import os
+from unittest.mock import Mock
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, NoCredentialsError, TokenRetrievalError
 from embedded import free_port, own_aws
 from local_mode import aws
 from tutorial import account
@@ -73,6 +76,21 @@ def test_without_credentials_the_remedy_is_named(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="No valid AWS credentials or Region.*`aws configure"):
         account.begin(tmp_path, region="us-east-1")
     assert not (tmp_path / "run.json").exists()
+
+
+def test_the_next_day_the_notebooks_ask_for_a_new_sign_in(here, monkeypatch, tmp_path):
+    ready(here)
+    error = TokenRetrievalError(provider="sso", error_msg="Token has expired and refresh failed")
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match="No valid AWS credentials.*`aws sso login`"):
+        account.connect(tmp_path)
+
+
+def test_a_sign_in_to_another_account_is_refused(here, tmp_path):
+    ready(here)
+    here.remember(account="111122223333")
+    with pytest.raises(RuntimeError, match="signed in to another account than that of run.json"):
+        account.connect(tmp_path)
 
 
 def test_run_json_of_another_region_is_refused_while_it_lists_something(here, url, tmp_path):
@@ -149,15 +167,65 @@ def test_without_a_role_the_remedies_are_named(here):
     assert "role_arn" not in here.run
 
 
-def test_who_may_not_ask_for_roles_names_one_by_its_arn(here):
-    arn = "arn:aws:iam::123456789012:role/service-role/theirs"
-    account.execution_role(here, arn)
-    assert here.run["role_arn"] == arn and here.run["created"] == []
+@pytest.fixture
+def person(tmp_path):
+    """person(*actions): an account of somebody who may do these alone, where policies count."""
+    with own_aws(enforce=True):
+        admin = boto3.Session()
+
+        def sign_in(*actions):
+            admin.client("iam").create_user(UserName="me")
+            allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+            admin.client("iam").put_user_policy(
+                UserName="me",
+                PolicyName="mine",
+                PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allowed]}),
+            )
+            key = admin.client("iam").create_access_key(UserName="me")["AccessKey"]
+            os.environ["AWS_ACCESS_KEY_ID"] = key["AccessKeyId"]
+            os.environ["AWS_SECRET_ACCESS_KEY"] = key["SecretAccessKey"]
+            return account.begin(tmp_path)  # by the environment, as on AWS
+
+        yield sign_in
+
+
+@pytest.mark.parametrize(
+    "may, create, action", [("s3:*", False, "look up"), ("iam:GetRole", True, "create")]
+)
+def test_who_may_not_ask_iam_is_told_to_give_the_arn(person, may, create, action):
+    here = person(may)
+    with pytest.raises(RuntimeError, match=f"You may not {action} the role '{ROLE}'.*to the ARN"):
+        account.execution_role(here, ROLE, create=create)
+    assert "role_arn" not in here.run and here.run["created"] == []
+
+
+def test_an_arn_is_taken_without_a_word_to_iam_and_is_never_deleted(person, capsys):
+    here, arn = person("s3:*"), "arn:aws:iam::123456789012:role/service-role/theirs"
+    account.execution_role(here, arn, create=True)  # IAM would refuse whatever it is asked
+    account.make_bucket(here)
+    assert here.run["role_arn"] == arn and "execution role: theirs" in capsys.readouterr().out
+    assert here.run["created"] == [f"bucket/{here.run['bucket']}"]
+    passed = account.policy(here, "caller_policy", arn)["Statement"][1]
+    assert passed["Action"] == "iam:PassRole" and passed["Resource"] == arn
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [
+        "arn:aws:sts::123456789012:assumed-role/theirs/me",  # of get-caller-identity
+        "arn:aws:iam::111122223333:role/theirs",
+    ],
+)
+def test_an_arn_that_jobs_cannot_use_is_refused(here, arn):
+    with pytest.raises(RuntimeError, match="no role of your account.*:role/<name>"):
+        account.execution_role(here, arn)
+    assert "role_arn" not in here.run
 
 
 def test_a_bucket_is_made_once_and_in_the_region(url, tmp_path):
     here = account.begin(tmp_path, url, region="eu-west-1", bucket="of-a-reader", prefix="mine")
-    boto3.client("s3").create_bucket(Bucket="of-before")
+    there = {"LocationConstraint": "eu-west-1"}
+    boto3.client("s3").create_bucket(Bucket="of-before", CreateBucketConfiguration=there)
     account.make_bucket(here)
     account.make_bucket(here)
     assert here.run["created"] == ["bucket/of-a-reader"] and here.run["prefix"] == "mine"
@@ -167,15 +235,72 @@ def test_a_bucket_is_made_once_and_in_the_region(url, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["created"] == ["bucket/of-a-reader"]
 
 
-def test_a_bucket_of_somebody_else_is_refused(here, monkeypatch):
-    class S3:
-        def head_bucket(self, Bucket):
-            raise refused("403", "HeadBucket")
+def stranger():
+    """S3, as another account sees it."""
+    role = "arn:aws:iam::111122223333:role/stranger"
+    keys = boto3.client("sts").assume_role(RoleArn=role, RoleSessionName="me")["Credentials"]
+    return boto3.client(
+        "s3",
+        aws_access_key_id=keys["AccessKeyId"],
+        aws_secret_access_key=keys["SecretAccessKey"],
+        aws_session_token=keys["SessionToken"],
+    )
 
-    monkeypatch.setattr(boto3.Session, "client", lambda session, name: S3())
-    with pytest.raises(RuntimeError, match="is not yours to use.*set another name"):
+
+def test_a_bucket_of_another_account_is_refused(here):
+    stranger().create_bucket(Bucket=here.run["bucket"])  # anybody can guess the name
+    with pytest.raises(RuntimeError, match="is not yours to use: it belongs to another account"):
         account.make_bucket(here)
     assert here.run["created"] == []
+
+
+def test_nothing_goes_to_a_bucket_that_somebody_took_over(here, tmp_path):
+    """Deleted, and made again by a stranger who lets everybody write: moto's way with buckets."""
+    from sagemaker.core.helper.session_helper import Session
+
+    ready(here)
+    bucket, s3 = here.run["bucket"], here.session.client("s3")
+    s3.put_object(Bucket=bucket, Key="mine", Body=b"clip")
+    s3.delete_object(Bucket=bucket, Key="mine")
+    s3.delete_bucket(Bucket=bucket)
+    stranger().create_bucket(Bucket=bucket)
+    with pytest.raises(RuntimeError, match="is not yours to use"):
+        account.connect(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"clip")
+    again = account.connect(tmp_path, check=False)
+    with pytest.raises(S3UploadFailedError, match="AccessDenied"):
+        again.session.client("s3").upload_file(str(tmp_path / "clip.mp4"), bucket, "clip.mp4")
+    with pytest.raises((ClientError, S3UploadFailedError), match="AccessDenied"):  # as SourceCode
+        sdk = Session(again.session, default_bucket=bucket)
+        sdk.upload_data(str(tmp_path / "clip.mp4"), bucket=bucket, key_prefix="code")
+    assert "Contents" not in stranger().list_objects_v2(Bucket=bucket)
+
+
+def test_a_bucket_of_another_region_is_refused(url, tmp_path):
+    where = {"LocationConstraint": "eu-west-1"}
+    here = account.begin(tmp_path, url, bucket="of-a-reader")
+    boto3.client("s3").create_bucket(Bucket="of-a-reader", CreateBucketConfiguration=where)
+    with pytest.raises(RuntimeError, match="lies in eu-west-1, and a job in us-east-1.*Set region"):
+        account.make_bucket(here)
+    here = account.begin(tmp_path, url, region="eu-west-1", bucket="of-a-reader")
+    account.make_bucket(here)
+    assert here.run["created"] == []
+
+
+def test_s3_deletes_broken_uploads_from_a_new_bucket(here):
+    account.make_bucket(here)
+    rules = boto3.client("s3").get_bucket_lifecycle_configuration(Bucket=here.run["bucket"])
+    (rule,) = rules["Rules"]
+    assert rule["Status"] == "Enabled" and rule["Filter"] == {"Prefix": ""}
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    assert not rule.keys() & {"Expiration", "NoncurrentVersionExpiration", "Transitions"}
+
+
+def test_a_bucket_without_that_rule_is_still_a_bucket(person, capsys):
+    here = person("s3:CreateBucket", "s3:ListBucket")
+    account.make_bucket(here)
+    assert "No rule deletes broken uploads: AccessDenied" in capsys.readouterr().out
+    assert here.run["created"] == [f"bucket/{here.run['bucket']}"] and account.bucket_exists(here)
 
 
 # Quotas -------------------------------------------------------------------------------------------
@@ -206,6 +331,15 @@ def test_who_may_not_read_quotas_gets_null_not_zero(here, monkeypatch, capsys):
     assert "cannot be read: AccessDeniedException" in capsys.readouterr().out
     account.advise(here, "ml.g5.xlarge")
     assert "Your quota is not known." in capsys.readouterr().out
+
+
+def test_quotas_are_listed_a_hundred_at_a_time(here):
+    asked = []
+    here.session.events.register(
+        "provide-client-params.service-quotas", lambda params, **_: asked.append(params)
+    )
+    account.quotas(here)
+    assert [request["MaxResults"] for request in asked] == [100, 100]
 
 
 @pytest.mark.parametrize(

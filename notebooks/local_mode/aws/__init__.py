@@ -2,17 +2,14 @@
 
 It is moto (S3, IAM, STS, CloudWatch, SageMaker, ...) as a server on 127.0.0.1, extended where moto
 stops short: training and processing jobs really run, endpoints answer, quotas bite. Each module of
-this package plays one service or duty. ../README.md has a table of them, and a table of what the
-embedded AWS does differently from the service.
+this package plays one service or duty: ../README.md has a table of them, and the one table of what
+the embedded AWS does differently from the service.
 
     python notebooks/local_mode/aws start        # and: status, stop, interrupt JOB
 
-The account lives in the server's memory: buckets, roles, jobs and logs are gone when it stops.
 The server outlives the notebook that started it. Its one folder, <temp>/embedded-aws-<uid>-<port>,
 holds `pid`, `server.log`, and for each job, host and endpoint a folder that is laid out as a
 container's /opt/ml; `stop` deletes it.
-
-Whoever can log in to this machine can reach the port. Linux and macOS; on Windows use WSL.
 """
 
 import contextlib
@@ -79,11 +76,20 @@ def disconnect(endpoint_url):
     stop(port)
 
 
-def start(port=PORT, grace_seconds=GRACE_SECONDS, spot_interruptions=1, enforce=False):
+def start(
+    port=PORT,
+    grace_seconds=GRACE_SECONDS,
+    spot_interruptions=1,
+    enforce=False,
+    no_capacity=(),
+    namespaces=True,
+):
     """Start the embedded AWS on 127.0.0.1:`port`, unless it runs there already; return its URL.
 
     Each managed-spot job that keeps checkpoints loses its instance `spot_interruptions` times.
     Everybody may do everything in it, unless `enforce` makes IAM's policies count (permissions.py).
+    The service has no instance of a type in `no_capacity`, whatever the quota. A job is a PID
+    namespace of its own where the machine allows that, unless `namespaces` is False (processes.py).
     """
     url, running = f"http://127.0.0.1:{port}", status(port)
     if running and enforce and not running["enforce"]:
@@ -117,6 +123,8 @@ def start(port=PORT, grace_seconds=GRACE_SECONDS, spot_interruptions=1, enforce=
     command = [sys.executable, folder, "serve", f"--port={port}", f"--grace={grace_seconds}"]
     command.append(f"--spot-interruptions={spot_interruptions}")
     command += ["--enforce"] if enforce else []
+    command += [f"--no-capacity={kind}" for kind in no_capacity]
+    command += [] if namespaces else ["--no-namespaces"]
     with open(state / "server.log", "w") as log:
         server = subprocess.Popen(
             command,

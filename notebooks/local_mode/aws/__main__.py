@@ -28,9 +28,14 @@ def main():
     )
     parser.add_argument("--spot-interruptions", type=int, default=1, help="of each spot job")
     parser.add_argument("--enforce", action="store_true", help="IAM policies count")
+    parser.add_argument(
+        "--no-capacity", action="append", default=[], help="an instance type that is not to be had"
+    )
+    parser.add_argument("--no-namespaces", action="store_true", help="jobs without PID namespaces")
     options = parser.parse_args()
     nothing = f"No embedded AWS runs on port {options.port}."
     world = options.grace, options.spot_interruptions, options.enforce
+    world += options.no_capacity, not options.no_namespaces
     try:
         if options.action == "serve":  # in the foreground; `start` puts this in the background
             Server(options.port, *world).serve()

@@ -1,18 +1,24 @@
-"""A deployed model's container: serving.py in a process of its own, its log, start and end."""
+"""A deployed model's container: serving.py in a process of its own, its log, start and end.
+
+It plays AWS's Ray Serve image, and no other. On a machine with a GPU it starts only if the host's
+driver fits the image's CUDA, as on SageMaker.
+"""
 
 import contextlib
 import http.client
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path
 
+import psutil
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as RequestError
 from moto.sagemaker.exceptions import SagemakerClientError, ValidationError
@@ -24,7 +30,34 @@ from .storage import split_uri
 
 SERVING = Path(__file__).with_name("serving.py")
 RESPONSE_SECONDS = 60  # of InvokeEndpoint
-START_SECONDS = 600  # until the container must answer /ping
+START_SECONDS = 600  # until the container must answer /ping, unless the request says more
+# The CUDA version that the driver of a GPU host has: docs.aws.amazon.com, "inference-gpu-drivers".
+HOSTS = {
+    "": 11,  # the default for g4dn and g5
+    "al2-ami-sagemaker-inference-gpu-2": 12,
+    "al2-ami-sagemaker-inference-gpu-2-1": 12,
+    "al2-ami-sagemaker-inference-gpu-3-1": 12,
+    "al2023-ami-sagemaker-inference-gpu-4-1": 13,
+    "al2-ami-sagemaker-batch-gpu-470": 11,
+    "al2-ami-sagemaker-batch-gpu-535": 12,
+}
+NOT_STARTED = (  # on AWS some minutes after the request, with no log
+    "CannotStartContainerError. Please ensure the model container for variant AllTraffic starts "
+    "correctly when invoked with 'docker run <image> serve'"
+)
+
+
+def check_host(image, instance_type, ami):
+    """Raises ClientError for an image that its machine cannot start: a driver of another CUDA.
+
+    `ami`: InferenceAmiVersion or TransformAmiVersion. Also for an image that is not played here.
+    """
+    if "ray:" not in image:
+        raise ClientError(f"{NOT_STARTED} (The embedded AWS plays AWS's Ray Serve image only.)")
+    if re.match(r"ml\.[gp]\d", instance_type):
+        cuda = 12 if "-cuda-" in image else None
+        if HOSTS.get(ami or "") != cuda:
+            raise ClientError(NOT_STARTED)
 
 
 class Container:
@@ -36,10 +69,13 @@ class Container:
         self.s3 = self.session.client("s3", endpoint_url=server.url)
         self.logs = self.session.client("logs", endpoint_url=server.url)
         self.group, self.stream, self.last_line = log_group, log_stream, ""
-        self.process = self.port = self.reader = None
+        self.process = self.port = self.reader = self.ray = None
+        self.instance_type, self.ami, self.seconds = "", None, START_SECONDS
+        self.ended = threading.Event()
 
     def start(self):
         """Unpack, start, wait until the server answers. ClientError says why it does not."""
+        check_host(self.model.primary_container["Image"], self.instance_type, self.ami)
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "model").mkdir(parents=True)
         url = self.model.primary_container["ModelDataUrl"]
@@ -59,22 +95,27 @@ class Container:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         requested = self.model.primary_container.get("Environment") or {}
+        # The name of a socket holds 104 characters at least, of which Ray takes 64.
+        place = self.server.state if len(str(self.server.state)) < 33 else "/tmp"
+        self.ray = tempfile.mkdtemp(prefix="r", dir=place)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(SERVING), str(self.port)],  # -P: it finds no module here
+            # -P: it finds no module here
+            [sys.executable, "-P", str(SERVING), str(self.port), self.ray],
             cwd=self.folder,
             env=account_environment(self.session.get_credentials(), self.session.region_name)
             | {name: mapped(value, self.folder) for name, value in requested.items()}
-            | {"SAGEMAKER_BASE_DIR": str(self.folder)},
+            | {"SM_MODEL_DIR": str(self.folder / "model")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group, which a signal reaches as a whole
+            start_new_session=True,  # by which `kill` knows what it started
         )
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.seconds
         while not self.is_ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            failed = self.process.poll() is not None or time.monotonic() > deadline
+            if failed or self.ended.is_set():
                 self.kill()
                 raise ClientError(
                     "The primary container for production variant AllTraffic did not pass the ping "
@@ -127,14 +168,26 @@ class Container:
             event = {"timestamp": int(time.time() * 1000), "message": text}
             self.logs.put_log_events(**place, logEvents=[event])
 
+    def started(self, pid):
+        """Whether a process belongs to this container: Ray's have process groups of their own."""
+        with contextlib.suppress(OSError):
+            return os.getsid(pid) == self.process.pid
+
     def kill(self):
-        """End the server and what it started, and delete its folder."""
+        """End the server and what it started, and delete its folders. May be called twice."""
+        self.ended.set()
         if self.process:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            for _ in range(2):  # what a process started before its end is there at the second look
+                family = [psutil.Process(pid) for pid in psutil.pids() if self.started(pid)]
+                for process in family:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+                psutil.wait_procs(family, timeout=5)
             self.process.wait()
             self.reader.join(timeout=10)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.ray:
+            shutil.rmtree(self.ray, ignore_errors=True)
 
 
 class ModelError(Exception):

@@ -6,6 +6,10 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from botocore.exceptions import ClientError as RequestError
+from moto.applicationautoscaling.models import (
+    ApplicationAutoscalingBackend,
+    applicationautoscaling_backends,
+)
 from moto.sagemaker.exceptions import SagemakerClientError, ValidationError
 from moto.sagemaker.models import FakeEndpointConfig
 from moto.sagemaker.responses import SageMakerResponse
@@ -13,11 +17,31 @@ from moto.sagemaker.utils import arn_formatter
 from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
 from .basics import ClientError, answers, now
-from .containers import RESPONSE_SECONDS, ModelError, begin
+from .containers import RESPONSE_SECONDS, START_SECONDS, ModelError, begin
+from .permissions import is_allowed
 from .storage import split_uri
 
 PAYLOAD_BYTES = 6 * 2**20  # of InvokeEndpoint
+BODY_BYTES = 128_000  # of InvokeEndpointAsync
 ASYNC_SECONDS = 900  # of InvokeEndpointAsync, unless the request says more, up to an hour
+
+DEREGISTER = "application-autoscaling:DeregisterScalableTarget"
+SCALES = (  # the role that AWS makes and takes if the request names none
+    "sagemaker.application-autoscaling.amazonaws.com/"
+    "AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+)
+NOT_DEREGISTERED = (
+    "An Application AutoScaling scalable target exists for a variant being deleted, and the IAM "
+    f"identity used to invoke DeleteEndpoint does not have {DEREGISTER} permission to deregister "
+    "the scalable target."
+)
+
+
+def scalable_targets(name, account, region):
+    """The registered targets of an endpoint, whose number of instances follows its queue."""
+    backend = applicationautoscaling_backends[account][region]
+    known = backend.describe_scalable_targets("sagemaker", None, None)
+    return [target for target in known if target.resource_id.startswith(f"endpoint/{name}/")]
 
 
 class Endpoint:
@@ -31,6 +55,11 @@ class Endpoint:
         self.quota_names = [f"{self.variant.get('InstanceType')} for endpoint usage"]
         asynchronous = config.async_inference_config or {}
         self.outputs = asynchronous.get("OutputConfig")
+        container.instance_type = self.variant.get("InstanceType", "")
+        container.ami = self.variant.get("InferenceAmiVersion")
+        container.seconds = self.variant.get(
+            "ContainerStartupHealthCheckTimeoutInSeconds", START_SECONDS
+        )
         at_once = asynchronous.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance")
         self.queue = ThreadPoolExecutor(at_once or 1)
         record.endpoint_status = "Creating"
@@ -55,12 +84,13 @@ class Endpoint:
         self.queue.shutdown(wait=False, cancel_futures=True)
         self.container.kill()
 
-    def answer_later(self, source, name, content_type, accept, timeout):
-        """Take an object of S3 as the payload; the answer, or the error, becomes one too."""
+    def answer_later(self, body, source, name, content_type, accept, timeout):
+        """Ask with `body` or, if it is empty, with an object of S3; the answer becomes one too."""
         s3 = self.container.s3
         try:
-            bucket, key = split_uri(source)
-            body = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            if not body:
+                bucket, key = split_uri(source)
+                body = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
             answer_type, answer = self.container.invoke(body, content_type, accept, timeout)
             target = f"{self.outputs['S3OutputPath'].rstrip('/')}/{name}.out"
         except (ModelError, RequestError) as error:
@@ -107,10 +137,39 @@ def extend_moto(server):
 
     @answers(SageMakerResponse)
     def delete_endpoint(self):
-        record = self.sagemaker_backend.endpoints.get(self._get_param("EndpointName"))
+        name = self._get_param("EndpointName")
+        record = self.sagemaker_backend.endpoints.get(name)
+        if record and record.endpoint_status == "Creating":
+            raise ValidationError(f'Cannot update in-progress endpoint "{record.arn}".')
+        targets = scalable_targets(name, self.current_account, self.region)
+        statements = getattr(self, "statements", None)  # of the caller's policies, if they count
+        context = {"application-autoscaling:service-namespace": "sagemaker"}
+        allowed = statements is None or is_allowed(statements, DEREGISTER, context=context)
+        if targets and not allowed:
+            raise ValidationError(NOT_DEREGISTERED)
         answer = deleted(self)  # raises if there is none
+        for target in targets:
+            dimension = target.scalable_dimension
+            backend = target.applicationautoscaling_backend
+            backend.deregister_scalable_target("sagemaker", target.resource_id, dimension)
         server.jobs.pop(record.arn).delete()
         return answer
+
+    deregistered = ApplicationAutoscalingBackend.deregister_scalable_target
+
+    def deregister_scalable_target(self, namespace, r_id, dimension):
+        deregistered(self, namespace, r_id, dimension)
+        for key in [key for key, policy in self.policies.items() if policy.resource_id == r_id]:
+            del self.policies[key]  # moto keeps them
+
+    ApplicationAutoscalingBackend.deregister_scalable_target = deregister_scalable_target
+    registered = ApplicationAutoscalingBackend.register_scalable_target
+
+    def register_scalable_target(self, *where, role_arn=None, **limits):
+        role = f"arn:aws:iam::{self.account_id}:role/aws-service-role/{SCALES}"
+        return registered(self, *where, role_arn=role_arn or role, **limits)
+
+    ApplicationAutoscalingBackend.register_scalable_target = register_scalable_target
 
     SageMakerRuntimeResponse.use_raw_body = True  # a video is no text
 
@@ -158,14 +217,19 @@ def extend_moto(server):
         start = "x-amzn-sagemaker-"
         given = {name.lower(): value for name, value in self.headers.items()}
         given = {name.removeprefix(start): given[name] for name in given if name.startswith(start)}
-        if not re.match(r"s3://[^/]+/.", given.get("inputlocation", "")):
+        body, source = self.raw_body, given.get("inputlocation", "")
+        if bool(body) == bool(source):
+            message = "Body and InputLocation are mutually exclusive. Provide exactly one of them."
+            return refusal(400, "ValidationError", message)
+        if len(body) > BODY_BYTES:
+            message = f"Body has {len(body)} bytes: an inline payload has {BODY_BYTES} at most."
+            return refusal(400, "ValidationError", message)
+        if source and not re.match(r"s3://[^/]+/.", source):
             return refusal(400, "ValidationError", "InputLocation must be s3://bucket/key.")
         inference, name = given.get("inference-id") or str(uuid.uuid4()), str(uuid.uuid4())
         seconds = int(given.get("invocationtimeoutseconds", ASYNC_SECONDS))
         kind, accept = given.get("content-type"), given.get("accept")
-        endpoint.queue.submit(
-            endpoint.answer_later, given["inputlocation"], name, kind, accept, seconds
-        )
+        endpoint.queue.submit(endpoint.answer_later, body, source, name, kind, accept, seconds)
         places = {"OutputLocation": ("S3OutputPath", f"{name}.out")}
         places["FailureLocation"] = ("S3FailurePath", f"{name}-error.out")
         headers = {

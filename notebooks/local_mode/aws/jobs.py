@@ -3,26 +3,23 @@
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 
-import psutil
 from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.exceptions import ResourceInUseException, SagemakerClientError, ValidationError
 from moto.sagemaker.responses import SageMakerResponse
 from moto.sagemaker.utils import arn_formatter
 
+from . import processes
 from .basics import ClientError, account_environment, mapped, now
-from .quotas import check_quotas
-from .storage import Checkpoints, list_keys, split_uri
+from .capacity import NO_CAPACITY, choose_instances
+from .storage import Checkpoints, list_keys, local_name, split_uri
 
 SYNC_SECONDS = 3  # between two looks at the checkpoints
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -51,18 +48,39 @@ class Job:
         self.metrics, self.points = {}, []  # the last value of each, and what is not sent yet
         self.patterns, self.variables, self.interruptions_to_come = {}, {}, 0
         self.log_group = f"/aws/sagemaker/{self.kind}Jobs"
-        self.status, self.failure_reason = "InProgress", None
+        self.status, self.failure_reason, self.failed_by_service = "InProgress", None, False
         self.creation_time, self.start_time, self.end_time = now(), None, None
         self.read_request()
         if not self.specification.get("ContainerEntrypoint"):
             raise ClientError("The embedded AWS runs no image: name a ContainerEntrypoint.")
-        self.instance_count = self.resources.get("InstanceCount") or 1
-        self.quota_names = [f"{self.resources.get('InstanceType')} for {use}" for use in self.uses]
+        self.warm_pool = None
+        choose_instances(server, self)
         self.move("Starting", f"Starting the {self.kind.lower()} job")
 
     @property
     def is_running(self):
         return self.status in ("InProgress", "Stopping")
+
+    def use(self, instance_type, count):
+        self.instance_type, self.instance_count = instance_type, count
+        self.quota_names = [f"{instance_type} for {use}" for use in self.uses]
+
+    @property
+    def described_resources(self):
+        """The request's, and which of its preferences was taken."""
+        taken = {
+            "SelectedInstanceType": self.instance_type,
+            "SelectedInstanceCount": self.instance_count,
+        }
+        chosen = self.start_time and "InstancePreferences" in self.resources
+        return self.resources | (taken if chosen else {})
+
+    @property
+    def run_seconds(self):
+        """How long it has run, the download included, but no pause between spot instances."""
+        steps = [s for s in self.transitions if s["Status"] not in ("Starting", "Interrupted")]
+        times = [(step.get("EndTime") or now()) - step["StartTime"] for step in steps]
+        return sum(span.total_seconds() for span in times)
 
     def move(self, secondary, message, primary=None):
         """Go to the next secondary status. A final primary status ends the job."""
@@ -82,6 +100,8 @@ class Job:
 
     def run(self):
         """Go from Starting to Completed, Failed or Stopped."""
+        if not self.has_capacity:
+            return self.fail(NO_CAPACITY)
         try:
             while self.attempt() == "Interrupted":
                 self.move("Interrupted", "The spot instance was taken back")
@@ -92,6 +112,7 @@ class Job:
         except Exception as error:
             traceback.print_exc()  # into server.log
             denied = re.search("AccessDenied|Forbidden", str(error))  # the role's fault, not ours
+            self.failed_by_service = not denied
             self.fail(f"{'ClientError' if denied else 'InternalServerError'}: {error}"[:1024])
         finally:
             self.kill()
@@ -100,6 +121,7 @@ class Job:
         """Stage, execute, upload. Return "Interrupted" if the spot instances were taken away."""
         shutil.rmtree(self.folder, ignore_errors=True)  # a new instance has an empty disk
         self.move("Downloading", "Downloading input data")
+        self.start_time = self.start_time or now()  # what is billed begins with image and download
         hosts = [f"127.0.0.{i + 1}" for i in range(self.instance_count)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -108,7 +130,6 @@ class Job:
         if self.wants_stop.is_set():
             return self.move("Stopped", f"{self.kind} job stopped", "Stopped")
         self.move("Training", "Training image download completed. Training in progress.")
-        self.start_time = self.start_time or now()
         why = self.execute(roots, master_port)
         if why == "Interrupted":
             return why
@@ -159,17 +180,14 @@ class Job:
         if source.get("S3DataDistributionType") == "ShardedByS3Key":
             keys = keys[hosts.index(host) :: len(hosts)]
         folder.mkdir(parents=True, exist_ok=True)
-        # Below the prefix if that is a folder; otherwise under the name of its own.
-        cut = prefix.rfind("/") + 1
         for key in keys:
-            start_at = len(prefix) + 1 if key.startswith(f"{prefix}/") else cut
-            self.download(bucket, key, folder / key[start_at:])
+            self.download(bucket, key, folder / local_name(key, prefix))
 
     def resource_config(self, host, hosts):
         """What the host's container reads in resourceconfig.json."""
         group = {
             "instance_group_name": "homogeneousCluster",
-            "instance_type": self.resources.get("InstanceType"),
+            "instance_type": self.instance_type,
             "hosts": hosts,
         }
         return {
@@ -217,20 +235,14 @@ class Job:
             **self.variables,
             **{name: mapped(value, root) for name, value in requested.items()},
         }
-        return subprocess.Popen(
-            [mapped(part, root) for part in command],
-            cwd=root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group, which signals reach as a whole
-        )
+        command = [mapped(part, root) for part in command]
+        return processes.start(command, root, environment, self.server.namespace)
 
     def watch(self, folders):
         """Wait for the processes; end them when asked to, when late, or when one has failed."""
         condition = self.request.get("StoppingCondition") or {}
-        limits = {"MaxRuntimeExceeded": condition.get("MaxRuntimeInSeconds") or 86400}
+        longest = condition.get("MaxRuntimeInSeconds") or 86400
+        limits = {"MaxRuntimeExceeded": longest - self.run_seconds}
         if wait := condition.get("MaxWaitTimeInSeconds"):  # a spot job's, from its creation on
             age = (now() - self.creation_time).total_seconds()
             limits["MaxWaitTimeExceeded"] = wait - age
@@ -250,8 +262,7 @@ class Job:
                 if why != "Interrupted":
                     self.move("Stopping", f"Stopping the {self.kind.lower()} job", "Stopping")
                 for process in self.processes:
-                    with contextlib.suppress(OSError):
-                        os.killpg(process.pid, signal.SIGTERM)
+                    processes.terminate(process, self.server.namespace)
             self.send_logs()
             if time.monotonic() > next_sync:
                 # Spot weather; what came in the round before is complete by now, most likely.
@@ -266,16 +277,9 @@ class Job:
         return why
 
     def kill(self):
-        """SIGKILL to the hosts' groups, and to children in their own (torchrun's workers)."""
+        """End what runs on the hosts."""
         for process in self.processes:
-            children = []
-            with contextlib.suppress(psutil.Error):
-                children = psutil.Process(process.pid).children(recursive=True)
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            for child in children:
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
+            processes.kill(process)
 
     def read(self, pipe, stream):
         """Collect a host's lines; of a progress bar, what a terminal shows in the end."""
@@ -331,7 +335,6 @@ def add_operations(server, job_class):
             raise ResourceInUseException(message)
         try:
             job = job_class(request, arn, server.session(request["RoleArn"], region), server)
-            check_quotas(server, job)
         except (ClientError, PermissionError, re.error) as error:
             code = getattr(error, "code", ClientError.code)
             raise SagemakerClientError(code, str(error)) from error
@@ -353,6 +356,8 @@ def add_operations(server, job_class):
         job = job_of(self)
         if job.is_running:
             raise ResourceInUseException(f"{job.arn} is in status {job.status}.")
+        if job.warm_pool and job.warm_pool.status == "Available":
+            raise ResourceInUseException(f"{job.arn} retains an Available warm pool.")
         del jobs_of(self)[job.name], server.jobs[job.arn]
         shutil.rmtree(job.folder, ignore_errors=True)
         return EmptyResult()

@@ -8,11 +8,8 @@ nothing is allowed by default). Every decision is a line in <state folder>/autho
 The account begins with one user, `admin`, whose keys are the ones that aws.connect sets. A job acts
 as its execution role, which the service must be trusted to assume.
 
-What this knows: identity policies, trust policies of service roles, the condition operators below,
-and the ARNs of what the notebooks use (other actions have the resource "*"). What it does not know:
-bucket policies, permissions boundaries, service control policies, policy variables, and the trust
-policy when somebody other than SageMaker assumes a role. A statement that needs an operator or a
-variable unknown here is an error, never a guess.
+../README.md says what of IAM is not known here. A statement that needs an operator or a variable
+unknown here is an error, never a guess.
 """
 
 import json
@@ -159,6 +156,9 @@ def needs(service, action, resource, parameters, region):
         resource = f"{arn}{parameters['ServiceCode']}/{parameters['QuotaCode']}"
     elif service == "application-autoscaling" and not action.startswith("Describe"):
         context["application-autoscaling:service-namespace"] = parameters["ServiceNamespace"]
+    elif service == "cloudwatch" and action in ("PutMetricAlarm", "DeleteAlarms"):
+        names = parameters.get("AlarmNames") or [parameters["AlarmName"]]
+        return [(f"cloudwatch:{action}", f"{arn}alarm:{name}", {}) for name in names]
     elif service == "cloudwatch" and "Namespace" in parameters:
         context["cloudwatch:namespace"] = parameters["Namespace"]
     return [(f"{service}:{action}", resource, context), *more]
@@ -241,6 +241,7 @@ def enforce(server):
             needed = needs(service, action, resource, parameters, response.region)
         policies = request._access_key.collect_policies()
         statements = [s for policy in policies for s in statements_of(policy)]
+        response.statements = statements  # DeleteEndpoint asks for more than its own action
         for action, resource, context in needed:
             allowed = is_allowed(statements, action, resource, context)
             line = {"principal": request._access_key.arn, "action": action, "resource": resource}

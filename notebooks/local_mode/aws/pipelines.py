@@ -274,6 +274,15 @@ def extend_moto(server):
         del self.sagemaker_backend.pipelines[pipeline.pipeline_name]
         return ActionResult({"PipelineArn": pipeline.arn})
 
+    describe_package_of_moto = SageMakerResponse.describe_model_package
+
+    @answers(SageMakerResponse)
+    def describe_model_package(self):  # moto leaves out a name, and puts ARNs where names belong
+        found = describe_package_of_moto(self).result
+        found.setdefault("ModelPackageName", found.get("ModelPackageGroupName"))
+        found["ModelPackageStatusDetails"] = {"ValidationStatuses": [], "ImageScanStatuses": []}
+        return ActionResult(found)
+
     @answers(SageMakerResponse)
     def delete_model_package(self):
         backend, wanted = self.sagemaker_backend, self._get_param("ModelPackageName")

@@ -39,6 +39,7 @@ class ProcessingJob(Job):
         state = {
             "ProcessingJobArn": self.arn,
             "ProcessingJobStatus": self.status,
+            "ProcessingResources": {"ClusterConfig": self.described_resources},
             "ExitMessage": self.exit_message,
             "FailureReason": self.failure_reason,
             "CreationTime": self.creation_time,

@@ -19,8 +19,10 @@ def quotas(region):
     limits |= {"ml.m5.large": 20.0, "ml.m5.xlarge": 20.0}
     uses = {"training job usage": 1, "spot training job usage": 1, "processing job usage": 1}
     uses |= {"endpoint usage": 1, "transform job usage": 1}
-    uses["training warm pool usage"] = 0
-    for name, value in [(f"{i} for {u}", limits[i] * uses[u]) for i in limits for u in uses]:
+    values = {f"{i} for {use}": limits[i] * uses[use] for i in limits for use in uses}
+    # Nobody has one of these before asking. Here, somebody has asked for CPU instances.
+    values |= {f"{i} for training warm pool usage": 2.0 * ("m5" in i) for i in limits}
+    for name, value in values.items():
         code = "L-" + hashlib.sha256(name.encode()).hexdigest()[:8].upper()
         yield {
             "ServiceCode": "sagemaker",
@@ -35,12 +37,23 @@ def quotas(region):
         }
 
 
-def check_quotas(server, job):
-    """Raise LimitExceeded if the job needs more instances than a quota leaves."""
+def quotas_in_use(job):
+    """The names of the quotas that a job takes from, also after its end if it keeps a warm pool."""
+    if job.is_running:
+        return job.quota_names
+    pool = getattr(job, "warm_pool", None)
+    return job.quota_names[-1:] if pool and pool.status == "Available" else []
+
+
+def check_quotas(server, job, predecessor=None):
+    """Raise LimitExceeded if the job needs more instances than a quota leaves.
+
+    `predecessor`: the job whose warm pool it takes over.
+    """
     limits = {quota["QuotaName"]: int(quota["Value"]) for quota in quotas(job.region)}
-    running = [other for other in server.jobs.values() if other.is_running]
+    others = [o for o in server.jobs.values() if o.region == job.region and o is not predecessor]
     for name in job.quota_names:
-        rivals = [o for o in running if name in o.quota_names and o.region == job.region]
+        rivals = [other for other in others if name in quotas_in_use(other)]
         used = sum(other.instance_count for other in rivals)
         if used + job.instance_count > limits.get(name, math.inf):
             raise LimitExceeded(

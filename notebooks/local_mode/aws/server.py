@@ -6,15 +6,18 @@ import os
 import shutil
 import sys
 
-from . import _state_folder
+from . import _state_folder, processes
 
 
 class Server:
     """moto's server, with a door of its own and the operations that moto lacks."""
 
-    def __init__(self, port, grace_seconds, spot_interruptions, enforce):
+    def __init__(
+        self, port, grace_seconds, spot_interruptions, enforce, no_capacity=(), namespaces=True
+    ):
         self.port, self.grace_seconds, self.enforce = port, grace_seconds, enforce
-        self.spot_interruptions = spot_interruptions
+        self.spot_interruptions, self.no_capacity = spot_interruptions, no_capacity
+        self.namespace = processes.namespace() if namespaces else []
         self.jobs, self.quota_requests = {}, []  # jobs by ARN
         self.url, self.state = f"http://127.0.0.1:{port}", _state_folder(port)
 
@@ -24,14 +27,23 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import endpoints, permissions, pipelines, quotas, transform
+        from . import buckets, capacity, endpoints, permissions, pipelines, quotas, transform, words
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
 
         add_operations(self, TrainingJob)
         add_operations(self, ProcessingJob)
-        for service in (quotas, endpoints, transform, permissions, pipelines):
+        for service in (
+            buckets,
+            quotas,
+            capacity,
+            endpoints,
+            transform,
+            permissions,
+            pipelines,
+            words,
+        ):
             service.extend_moto(self)
         self.moto = app.DomainDispatcherApplication(app.create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -66,6 +78,7 @@ class Server:
             jobs = sorted(job.name for job in self.jobs.values() if job.is_running)
             body = {"url": self.url, "user": os.getuid(), "pid": os.getpid(), "python": sys.prefix}
             body |= {"folder": str(self.state), "running_jobs": jobs, "enforce": self.enforce}
+            body["namespaces"] = bool(self.namespace)
         elif path == "/_embedded_aws/account":
             body = self.account()
         elif path == "/_embedded_aws/interrupt":
@@ -100,5 +113,8 @@ class Server:
             kinds |= {"pipeline": sagemaker.pipelines, "model-package": sagemaker.model_packages}
             kinds |= {"model-package-group": sagemaker.model_package_groups}
             names += [f"{kind}/{name}" for kind, known in kinds.items() for name in known]
+        for scaling in each("application-autoscaling"):
+            names += [f"scaling of {one}" for known in scaling.targets.values() for one in known]
+        names += [f"alarm/{name}" for watch in each("cloudwatch") for name in watch.alarms]
         groups = [group for logs in each("logs") for group in logs.groups.values()]
         return names + [f"log stream {name}" for group in groups for name in group.streams]

@@ -2,7 +2,12 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
+
+from botocore.exceptions import ClientError as RequestError
+
+MARKERS = (".sagemaker-uploading", ".sagemaker-uploaded")  # what the service leaves beside a file
 
 
 def split_uri(uri):
@@ -23,6 +28,14 @@ def list_keys(s3, bucket, prefix):
     return [key for key in keys if not key.endswith("/")]
 
 
+def local_name(key, prefix):
+    """Where an object lies in the folder that its prefix fills.
+
+    Below the prefix if that is a folder; otherwise under the name of its own.
+    """
+    return key[len(prefix) + 1 if key.startswith(f"{prefix}/") else prefix.rfind("/") + 1 :]
+
+
 class SyncedFolder:
     """A folder that an S3 prefix follows, but for deletions."""
 
@@ -32,33 +45,65 @@ class SyncedFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def files(self):
-        """Each file, with what tells one version of it from the next."""
+        """Each file that is no marker, with what tells one version of it from the next."""
         # The script rotates its checkpoints: os.walk passes over a folder that has just gone.
         for place, _, names in os.walk(self.folder):
-            for path in (Path(place, name) for name in names):
+            for path in (Path(place, name) for name in names if not name.endswith(MARKERS)):
                 with contextlib.suppress(FileNotFoundError):
                     yield path, (path.stat().st_mtime_ns, path.stat().st_size)
+
+    def key(self, path):
+        return f"{self.prefix}{path.relative_to(self.folder).as_posix()}"
+
+    def upload(self, path):
+        self.job.s3.upload_file(str(path), self.bucket, self.key(path))
 
     def sync(self):
         """Upload what is new or has changed, and tell if anything was."""
         uploaded = False
         for path, version in self.files():
             if self.sent.get(path) != version:
-                key = f"{self.prefix}{path.relative_to(self.folder).as_posix()}"
                 with contextlib.suppress(FileNotFoundError):
-                    self.job.s3.upload_file(str(path), self.bucket, key)
+                    self.upload(path)
                     self.sent[path], uploaded = version, True
         return uploaded
 
 
-class Checkpoints(SyncedFolder):
-    """A synced folder that begins as a copy of its prefix, and knows if it has got a new file."""
+class MarkedFolder(SyncedFolder):
+    """A synced folder of a training job: a marker tells how far each file's upload is."""
+
+    def upload(self, path):
+        uploading, uploaded = (path.with_name(path.name + marker) for marker in MARKERS)
+        uploaded.unlink(missing_ok=True)
+        uploading.touch()
+        super().upload(path)
+        uploading.rename(uploaded)
+
+
+class Checkpoints(MarkedFolder):
+    """A folder that begins as a copy of its prefix, and whose deletions reach S3.
+
+    It knows if it has got a new file.
+    """
 
     def __init__(self, job, uri, folder):
         super().__init__(job, uri, folder)
-        for key in list_keys(job.s3, self.bucket, self.prefix):
-            job.download(self.bucket, key, self.folder / key[len(self.prefix) :])
+        prefix = split_uri(uri)[1]  # text: without a slash at its end, neighbours come as well
+        for key in list_keys(job.s3, self.bucket, prefix):
+            job.download(self.bucket, key, self.folder / local_name(key, prefix))
         self.sent, self.has_new = dict(self.files()), False
 
     def sync(self):
         self.has_new |= super().sync()
+        for path in [path for path in self.sent if not path.exists()]:
+            del self.sent[path]
+            self.delete(self.key(path))
+
+    def delete(self, key):
+        """Delete an object. No document says what follows if the role may not: here, it stays."""
+        try:
+            self.job.s3.delete_object(Bucket=self.bucket, Key=key)
+        except RequestError as error:
+            if error.response["Error"]["Code"] != "AccessDenied":
+                raise
+            print(f"{self.job.name}: {key} stays in S3: {error}", file=sys.stderr)

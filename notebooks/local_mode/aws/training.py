@@ -6,7 +6,7 @@ import tarfile
 
 from .basics import ClientError, mapped
 from .jobs import Job
-from .storage import Checkpoints, SyncedFolder, split_uri
+from .storage import Checkpoints, MarkedFolder, split_uri
 
 
 class TrainingJob(Job):
@@ -44,6 +44,8 @@ class TrainingJob(Job):
         else:
             self.uses = ["training job usage"]
         if self.resources.get("KeepAlivePeriodInSeconds"):
+            if request.get("EnableManagedSpotTraining"):
+                raise ClientError("KeepAlivePeriodInSeconds excludes EnableManagedSpotTraining.")
             self.uses.append("training warm pool usage")
         for channel in request.get("InputDataConfig") or []:
             source = channel["DataSource"].get("S3DataSource") or {}
@@ -66,6 +68,8 @@ class TrainingJob(Job):
             "SecondaryStatus": self.transitions[-1]["Status"],
             "SecondaryStatusTransitions": self.transitions,
             "FailureReason": self.failure_reason,
+            "ResourceConfig": self.described_resources,
+            "WarmPoolStatus": self.warm_pool and self.warm_pool.describe(),
             "CreationTime": self.creation_time,
             "LastModifiedTime": self.last_modified_time,
             "TrainingStartTime": self.start_time,
@@ -112,7 +116,7 @@ class TrainingJob(Job):
             folders.append(Checkpoints(self, self.checkpoints["S3Uri"], path))
         if self.tensorboard:
             uri = f"{self.tensorboard['S3OutputPath'].rstrip('/')}/{self.name}/tensorboard-output"
-            folders.append(SyncedFolder(self, uri, mapped(self.tensorboard_path, root)))
+            folders.append(MarkedFolder(self, uri, mapped(self.tensorboard_path, root)))
         return folders
 
     def upload(self, roots, failed):
@@ -126,15 +130,12 @@ class TrainingJob(Job):
 
 
 def adapt_drivers(root, master_port):
-    """Fit the job's copy of the SDK's driver scripts to a folder, to loopback and to SIGTERM."""
+    """Fit the job's copy of the SDK's driver scripts to its folder, and to one port on loopback.
+
+    A namespace of processes gives neither /opt/ml nor the name algo-1; all else is as the SDK's.
+    """
     for path in (root / "input/data/sm_drivers").rglob("*.*"):
         text = mapped(path.read_text(), root)
         text = text.replace('SM_MASTER_ADDR = "algo-1"', 'SM_MASTER_ADDR = "127.0.0.1"')
         text = text.replace("SM_MASTER_PORT = 7777", f"SM_MASTER_PORT = {master_port}")
-        # Shell and driver get the group's SIGTERM too, and must outlive the script, which saves
-        # and prints meanwhile. A script inherits an ignored signal, but not a handler.
-        if path.name == "sm_train.sh":
-            text = text.replace("set -e", "trap : TERM\nset -e", 1)
-        if path.name == "utils.py":
-            text += "\nimport signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
         path.write_text(text)

@@ -28,6 +28,13 @@ class TransformJob:
         resources = request["TransformResources"]
         self.instance_count = resources["InstanceCount"]
         self.quota_names = [f"{resources['InstanceType']} for transform job usage"]
+        container.instance_type = resources["InstanceType"]
+        container.ami = resources.get("TransformAmiVersion")
+        at_once, size = request.get("MaxConcurrentTransforms", 1), request.get("MaxPayloadInMB", 6)
+        if at_once * size > 100:
+            raise ClientError(
+                f"MaxConcurrentTransforms ({at_once}) x MaxPayloadInMB ({size}) must not exceed 100"
+            )
         self.status, self.failure_reason, self.wants_stop = "InProgress", None, threading.Event()
         self.creation_time, self.start_time, self.end_time = now(), None, None
 
@@ -77,6 +84,8 @@ class TransformJob:
             try:
                 self.transform_object(bucket, key, prefix)
             except ModelError as error:
+                if self.wants_stop.is_set():
+                    return None
                 bad += 1
                 stream = f"{self.container.stream}/data-log"
                 self.container.log(stream, f"{bucket}/{key}: {error}")
@@ -129,4 +138,5 @@ def extend_moto(server):
             raise ValidationError(f"The transform job is in status {job.status}.")
         job.status = "Stopping"
         job.wants_stop.set()
+        job.container.kill()  # also one that is starting, or in the middle of a clip
         return EmptyResult()
