@@ -4,6 +4,7 @@ The server is an MLflow app of SageMaker, for which you rent no machine, or any 
 """
 
 import io
+import json
 import tarfile
 import time
 
@@ -87,9 +88,13 @@ def _app(here) -> str:
 
 
 def link(here, tracking_uri: str) -> str:
-    """The address of MLflow's own pages. That of an app works once, and for five minutes."""
+    """The address of MLflow's own pages, or the command that shows those of a file.
+
+    The address of an app works once, and for five minutes.
+    """
     if not tracking_uri.startswith("arn:"):
-        return f"mlflow ui --backend-store-uri {tracking_uri}"
+        command = f"mlflow ui --backend-store-uri {tracking_uri}"
+        return tracking_uri if tracking_uri.startswith("http") else f"in a terminal: {command}"
     sagemaker = here.session.client("sagemaker")
     answer = sagemaker.create_presigned_mlflow_app_url(Arn=tracking_uri, ExpiresInSeconds=300)
     return answer["AuthorizedUrl"]
@@ -114,7 +119,9 @@ def variant(trainer, name: str, **flags):
 
 
 def complete(here, name: str, job: str) -> None:
-    """Adds to the newest run called `name`: its job, its model in S3, and the file metrics.json.
+    """Adds to the newest run called `name`: its job, its model in S3, metrics of the test clips.
+
+    The file metrics.json, which has them, goes with the run.
 
     Raises RuntimeError if MLflow has no such run: then the job could not reach the server.
     """
@@ -129,16 +136,22 @@ def complete(here, name: str, job: str) -> None:
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         (file,) = [item for item in tar if item.name.removeprefix("./") == "metrics.json"]
         metrics = tar.extractfile(file).read().decode()
-    with mlflow.start_run(run_id=found["run_id"].iloc[0]):
-        mlflow.set_tags({"training_job": job, "model": model})
-        mlflow.log_text(metrics, "metrics.json")
+    client, run = mlflow.MlflowClient(), found["run_id"].iloc[0]
+    for tag, value in {"training_job": job, "model": model}.items():
+        client.set_tag(run, tag, value)
+    for metric, value in json.loads(metrics).items():
+        if metric.startswith("test_") and isinstance(value, float):
+            client.log_metric(run, metric, value)
+    client.log_text(run, metrics, "metrics.json")
 
 
 def table(*flags: str) -> pd.DataFrame:
-    """A row for each run of the experiment, the newest first: `flags`, minutes, and metrics."""
+    """A row for each run of the experiment, the newest first: `flags`, minutes, and metrics.
+
+    The minutes are those of the training, without start, installation and upload.
+    """
     runs = mlflow.search_runs()
-    minutes = (runs["end_time"] - runs["start_time"]).dt.total_seconds() / 60
-    columns = {"minutes": minutes.round(1)}
+    columns = {"minutes": (runs["metrics.train_runtime"] / 60).round(1)}
     columns |= {flag: runs.get(f"params.{flag}") for flag in flags}
     for metric in ("eval_loss", "eval_accuracy", "test_accuracy"):
         if f"metrics.{metric}" in runs:

@@ -229,9 +229,12 @@ def extend_moto(server):
     @answers(SageMakerResponse)
     def start_pipeline_execution(self):
         pipeline = pipeline_of(self, self._get_param("PipelineName"))
+        try:
+            session = server.session(pipeline.role_arn, self.sagemaker_backend.region_name)
+        except PermissionError as error:  # nobody may act as this role
+            raise ValidationError(str(error)) from error
         started = start_of_moto(self)
-        record = list(pipeline.pipeline_executions.values())[-1]
-        session = server.session(pipeline.role_arn, self.sagemaker_backend.region_name)
+        record = pipeline.pipeline_executions[started.result["PipelineExecutionArn"]]
         execution = executions[record.arn] = Execution(record, session, server)
         threading.Thread(target=execution.run, daemon=True).start()
         return started
@@ -270,6 +273,15 @@ def extend_moto(server):
             executions.pop(record.arn, None)
         del self.sagemaker_backend.pipelines[pipeline.pipeline_name]
         return ActionResult({"PipelineArn": pipeline.arn})
+
+    describe_package_of_moto = SageMakerResponse.describe_model_package
+
+    @answers(SageMakerResponse)
+    def describe_model_package(self):  # moto leaves out a name, and puts ARNs where names belong
+        found = describe_package_of_moto(self).result
+        found.setdefault("ModelPackageName", found.get("ModelPackageGroupName"))
+        found["ModelPackageStatusDetails"] = {"ValidationStatuses": [], "ImageScanStatuses": []}
+        return ActionResult(found)
 
     @answers(SageMakerResponse)
     def delete_model_package(self):

@@ -27,16 +27,7 @@ class Server:
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
-        from . import (
-            buckets,
-            capacity,
-            endpoints,
-            permissions,
-            pipelines,
-            quotas,
-            transform,
-            words,
-        )
+        from . import buckets, capacity, endpoints, permissions, pipelines, quotas, transform, words
         from .jobs import add_operations
         from .processing import ProcessingJob
         from .training import TrainingJob
