@@ -123,8 +123,6 @@ def own(home, folder, port, others, environ):
 
 
 RAY = """
-set -e
-trap 'exit' TERM
 ray start --head --port={0} --include-dashboard=False --num-gpus=0 --temp-dir={home}/ray \
   --object-store-memory=200000000 --dashboard-agent-listen-port={1} --block \
   --metrics-export-port={2} --runtime-env-agent-port={3} &
@@ -168,7 +166,10 @@ def wait_for(server: Server, seconds: float = 120) -> None:
 
 def end(process: subprocess.Popen) -> None:
     """Ends a process and all that it started, and nothing else."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    family = []
+    with suppress(psutil.NoSuchProcess):  # it has ended by itself
+        first = psutil.Process(process.pid)
+        family = [first, *first.children(recursive=True)]
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=10)
