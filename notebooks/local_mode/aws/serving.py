@@ -103,7 +103,7 @@ def start_ray(folder):
     import ray
     from ray import serve
 
-    for last in (False, False, True):
+    for tries_left in range(5, -1, -1):
         try:
             ray.init(
                 address="local",
@@ -116,7 +116,7 @@ def start_ray(folder):
             )
             break
         except Exception:  # it gives its own processes 30 seconds, however busy the computer is
-            if last:
+            if not tries_left:
                 raise
             ray.shutdown()
     port = free_port()
