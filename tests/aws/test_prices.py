@@ -149,6 +149,21 @@ def test_a_price_that_the_table_lacks_is_asked_for_once(here, monkeypatch, answe
         assert account.price(again, "ml.p9.xlarge") == dollars and len(asked) == 1
 
 
+def test_job_endpoint_and_table_ask_for_a_price_that_the_table_lacks(here, monkeypatch, capsys):
+    from sagemaker.core.training.configs import Compute, StoppingCondition
+    from tutorial import endpoint, launch, machines
+
+    monkeypatch.setattr(account, "training_price", lambda name, region, client: 0.5)
+    here.run |= {"region": "eu-north-1", "quotas": None, "dollars_per_hour": {}}  # not in the table
+    limits = StoppingCondition(max_runtime_in_seconds=3600)
+    launch.check_money(here, Compute(instance_type="ml.g5.xlarge", instance_count=1), limits, 5)
+    assert "$0.5 an hour" in capsys.readouterr().out
+    endpoint.check_money(here, "ml.m5.xlarge", deploy=True)
+    assert "ml.m5.xlarge: $0.5 an hour" in capsys.readouterr().out
+    table = machines.choice(here, ["ml.g6.xlarge"], 0.01, gflop=357, clips=320)
+    assert table.loc["ml.g6.xlarge", "$ an hour"] == 0.5
+
+
 def test_a_region_without_prices_has_none(here, monkeypatch, capsys):
     here.run |= {"region": "eu-north-1", "fetched_prices": {}, "quotas": None}
     monkeypatch.setattr(account, "training_price", Mock(side_effect=LookupError))
