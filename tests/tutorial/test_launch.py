@@ -233,9 +233,11 @@ def test_the_request_with_everything(request_of, tmp_path):
     uploaded = [item.Object() for home in homes for item in bucket.objects.filter(Prefix=home)]
     assert any(item.key.endswith("code/train.py") for item in uploaded)
     assert {item.ssekms_key_id for item in uploaded} == {KEY}  # clips, weights and code
-    (start,) = (item for item in uploaded if item.key.endswith("/sm_train.sh"))
-    assert b"exec env" in (text := start.get()["Body"].read()) and b"torchrun --nnodes" in text
-    assert b"train.py --model_name" not in text and b" --epochs 1 " in text
+    starts = [item for item in uploaded if item.key.endswith("/sm_train.sh")]
+    for start in starts:  # of the dry run, and of the job
+        text = start.get()["Body"].read()
+        assert b"\nexec env" in text and b"torchrun --nnodes" in text and b" --epochs 1" in text
+    assert len(starts) == 2
 
 
 def test_a_machine_with_its_own_disk_gets_no_key_for_it(request_of):
