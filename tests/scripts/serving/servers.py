@@ -74,7 +74,7 @@ def running(kind: str, model: Path, faults=False, wait=True, **environ) -> Itera
     """Serves a model with "ray" or with "own", and ends all processes.
 
     faults: with faults.py. wait: until /ping answers 200. environ: the endpoint's environment.
-    Raises RuntimeError with the end of the log if that takes more than two minutes.
+    Raises RuntimeError with the end of the log if that takes more than four minutes.
     """
     with tempfile.TemporaryDirectory(prefix="s-") as home:  # short: sockets lie in it
         home = Path(home)
@@ -123,9 +123,11 @@ def own(home, folder, port, others, environ):
 
 
 RAY = """
-ray start --head --port={0} --include-dashboard=False --num-gpus=0 --temp-dir={home}/ray \
-  --object-store-memory=200000000 --dashboard-agent-listen-port={1} --block \
-  --metrics-export-port={2} --runtime-env-agent-port={3} &
+for attempt in 1 2 3; do  # a busy computer may take more than Ray's 30 seconds
+  ray start --head --port={0} --include-dashboard=False --num-gpus=0 --temp-dir={home}/ray \
+    --object-store-memory=200000000 --dashboard-agent-listen-port={1} --block \
+    --metrics-export-port={2} --runtime-env-agent-port={3}
+done &
 until [ -s ray/ray_current_cluster ]; do sleep 0.2; done
 export RAY_ADDRESS=$(cat ray/ray_current_cluster)
 serve start --http-host=127.0.0.1 --http-port={port}
@@ -153,7 +155,7 @@ def status(url: str) -> int:
     return 0
 
 
-def wait_for(server: Server, seconds: float = 120) -> None:
+def wait_for(server: Server, seconds: float = 240) -> None:
     """Returns when the server says that it is healthy, as SageMaker waits for it."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit and server.process.poll() is None:
