@@ -1,8 +1,6 @@
 """The pipeline of the guide: its definition, its check, its picture, and one execution."""
 
 import json
-import os
-import re
 
 import boto3
 import pytest
@@ -134,8 +132,8 @@ def test_the_guide_runs_with_the_documented_rights_and_leaves_nothing(guide, cap
     steps = pipeline.follow(here, strict)
     assert steps["made, or found"]["GoodEnough"] == "False" and "Register" not in steps.index
     clean_up.delete(here, confirm=True)
-    monkeypatch.undo()
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}  # who may all
+    sagemaker = boto3.Session(**keys, region_name="us-east-1").client("sagemaker")
     for kind in ("pipelines", "model_package_groups", "training_jobs", "processing_jobs"):
-        os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "testing"
-        found = getattr(boto3.client("sagemaker", region_name="us-east-1"), f"list_{kind}")()
-        assert not [value for key, value in found.items() if re.search("Summar", key) and value]
+        found = getattr(sagemaker, f"list_{kind}")()
+        assert not [value for key, value in found.items() if "Summar" in key and value]

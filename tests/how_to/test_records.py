@@ -158,7 +158,7 @@ def test_two_runs_of_the_script_are_compared_with_a_local_server(
     here = account.Account(tmp_path, dict(RUN))
     uri = records.start(here, server)
     trainer = SimpleNamespace(
-        hyperparameters={"epochs": 2, "train_batch_size": 4, "dataloader_num_workers": 0},
+        hyperparameters={"epochs": 2, "train_batch_size": 4, "logging_steps": 2},
         source_code=configs.SourceCode(source_dir=".", command="exec python3 train.py"),
         checkpoint_config=None,
     )

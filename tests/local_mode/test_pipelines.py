@@ -59,6 +59,9 @@ def steps(train="print('acc=0.9')", least=0.5, **more):
 def sagemaker(port):
     client = boto3.client("sagemaker", region_name="us-east-1")
     client.create_model_package_group(ModelPackageGroupName=GROUP)
+    client.describe_model_package_group(
+        ModelPackageGroupName=GROUP
+    )  # as AWS answers: own_aws looks
     yield client
     for one in client.list_pipelines()["PipelineSummaries"]:
         client.delete_pipeline(PipelineName=one["PipelineName"])

@@ -123,7 +123,8 @@ def needs(service, action, resource, parameters, region):
     context, more = {}, []
     if service == "sagemaker":
         for name, kind in JOBS_AND_MORE.items():
-            if name in parameters and not action.startswith("List"):
+            lists = action.startswith("List") and name != "PipelineName"  # a list is of "*"
+            if name in parameters and not lists:
                 resource = f"{arn}{kind}/{parameters[name]}"
                 break
         resource = parameters.get("ResourceArn", parameters.get("PipelineExecutionArn", resource))

@@ -275,6 +275,13 @@ def extend_moto(server):
         return ActionResult({"PipelineArn": pipeline.arn})
 
     describe_package_of_moto = SageMakerResponse.describe_model_package
+    describe_group_of_moto = SageMakerResponse.describe_model_package_group
+
+    @answers(SageMakerResponse)
+    def describe_model_package_group(self):  # moto does not say who made it
+        root = f"arn:aws:iam::{self.sagemaker_backend.account_id}:root"
+        creator = {"CreatedBy": {"IamIdentity": {"Arn": root}}}
+        return ActionResult(describe_group_of_moto(self).result | creator)
 
     @answers(SageMakerResponse)
     def describe_model_package(self):  # moto leaves out a name, and puts ARNs where names belong
