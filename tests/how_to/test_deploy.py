@@ -170,6 +170,7 @@ def plain(requests, home):
     return json.loads(text.replace(home.rpartition("/")[2], "NAME"))
 
 
+@pytest.mark.long
 def test_the_endpoint_of_the_guide_answers_refuses_and_is_gone(here, asked, sent, video, capsys):
     packed, model, config, home = asked
     no_video = video.with_name("no.mp4")
@@ -377,6 +378,7 @@ def test_clean_up_takes_down_what_a_dead_computer_left(here, failing, port, monk
     assert groups["logGroups"] == []
 
 
+@pytest.mark.long
 def test_the_transform_job_answers_in_order_and_only_its_record_stays(
     here, asked, sent, tmp_path, capsys
 ):

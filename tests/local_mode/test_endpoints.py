@@ -124,6 +124,7 @@ def later(model):
     return "later"
 
 
+@pytest.mark.long
 def test_an_endpoint_answers_refuses_and_goes_with_all_its_processes(model):
     before = servers()
     create_endpoint("now", model)
@@ -160,6 +161,7 @@ def test_an_endpoint_answers_refuses_and_goes_with_all_its_processes(model):
     assert list(Path(server_state()["folder"]).glob("r*")) == []  # Ray's files
 
 
+@pytest.mark.long
 def test_asynchronous_success_and_failure(later):
     runtime = boto3.client("sagemaker-runtime")
     put("in/good.mp4", b"\xff\x00")
@@ -186,6 +188,7 @@ def test_asynchronous_success_and_failure(later):
     assert not keys(places["bad"]) and not keys(errors["good"])
 
 
+@pytest.mark.long
 def test_each_kind_of_invocation_has_its_kind_of_endpoint(later):
     with pytest.raises(ClientError, match="use InvokeEndpointAsync"):
         boto3.client("sagemaker-runtime").invoke_endpoint(EndpointName=later, Body=b"x")
@@ -199,6 +202,7 @@ def test_each_kind_of_invocation_has_its_kind_of_endpoint(later):
         ({"Body": bytes(128_001)}, "128000 at most"),
     ],
 )
+@pytest.mark.long
 def test_a_question_has_a_small_body_or_an_address(later, question, reason):
     runtime = boto3.client("sagemaker-runtime")
     with pytest.raises(ClientError, match=reason) as error:
@@ -258,10 +262,11 @@ def document(statement):
 @pytest.mark.parametrize(
     ("name", "files", "reason"),
     [
-        (
+        pytest.param(
             "raises",
             {"config.yaml": CONFIG, "code/deployment.py": "raise OSError('no weights')"},
             "no weights",
+            marks=pytest.mark.long,
         ),
         ("no-archive", None, "Failed to download model data"),
     ],
@@ -340,6 +345,7 @@ def transformed(name):
     return state()
 
 
+@pytest.mark.long
 def test_a_folder_is_transformed_and_one_bad_clip_fails_alone(model):
     for name, body in {"a/1.mp4": b"one", "a/2.mp4": b"bad", "b/3.mp4": b"three"}.items():
         put(f"clips-to-judge/{name}", body)
@@ -367,6 +373,7 @@ def test_a_transform_job_needs_a_fitting_host_too(port):
         assert reason in transformed(name)["FailureReason"]
 
 
+@pytest.mark.long
 def test_a_transform_job_that_hangs_stops_at_once(model):
     put("hanging/1.mp4", b"slow")
     client, before = boto3.client("sagemaker"), servers()
