@@ -86,6 +86,8 @@ def wrong_in_answer(shape, value, path=""):
     kind, limits = shape.type_name, shape.metadata
     if kind == "blob" or getattr(shape, "is_document_type", False):
         return
+    if path.endswith("ContainerEntrypoint[]"):
+        return  # of the request: where a test has its program, of any length
     if not isinstance(value, TYPES[kind]) or (kind != "boolean" and isinstance(value, bool)):
         yield f"{path} is {value!r}, not a {kind}"
     elif kind == "structure":

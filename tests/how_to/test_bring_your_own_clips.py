@@ -29,6 +29,7 @@ def here(tmp_path):
     with own_aws() as port:
         here = account.read_run(tmp_path)
         here.remember(endpoint_url=f"http://127.0.0.1:{port}", region="us-east-1")
+        here.remember(account="123456789012")
         here.remember(bucket=BUCKET, role_arn="role", dataset="clips of notebook 2")
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         yield here

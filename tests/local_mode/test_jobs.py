@@ -17,7 +17,7 @@ def test_names_are_unique_until_deleted(port):
         run("twice", "")
     finish("twice")
     client.delete_training_job(TrainingJobName="twice")
-    with pytest.raises(ClientError, match="Could not find training job"):
+    with pytest.raises(ClientError, match="Requested resource not found"):
         describe("twice")
 
 

@@ -98,7 +98,7 @@ def test_a_processing_job(port):
     listed = client.list_processing_jobs(NameContains="processor")["ProcessingJobSummaries"]
     assert [job["ProcessingJobStatus"] for job in listed] == ["Completed"]
     client.delete_processing_job(ProcessingJobName="processor")
-    with pytest.raises(ClientError, match="Could not find processing job"):
+    with pytest.raises(ClientError, match="Could not find requested job"):
         describe_processing("processor")
 
 
