@@ -237,7 +237,7 @@ def trainable(model, freeze: str = "none", lora_rank: int = 0):
     if not choice or (lora_rank and freeze != "none"):
         raise ValueError(f"--freeze {freeze}: none (so with --lora_rank), backbone or all_but_N")
     if lora_rank:
-        import peft  # slow to import in some images
+        import peft  # who trains without LoRA needs no peft
 
         parts = {"target_modules": ["query", "value"], "modules_to_save": ["classifier", "fc_norm"]}
         config = peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, **parts)
