@@ -43,6 +43,7 @@ def container(tmp_path, monkeypatch):
     if not shutil.which("unshare") or subprocess.run([*ALONE, "true"], capture_output=True).stderr:
         pytest.skip("this machine makes no PID namespaces")
     root, home = tmp_path / "ml", tmp_path / "code"
+    (tmp_path / "python").symlink_to(sys.prefix)  # the SDK's script does not quote: no space
     home.mkdir()
     (home / "train.py").write_text(SCRIPT)
     (root / "input/config").mkdir(parents=True)
@@ -80,7 +81,7 @@ def container(tmp_path, monkeypatch):
             text = path.read_text().replace("/opt/ml", str(root))
             path.write_text(text.replace('"algo-1"', '"localhost"'))
         script = drivers / "sm_train.sh"
-        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # python3 and torchrun
+        path = f"{tmp_path}/python/bin:{os.environ['PATH']}"  # python3 and torchrun
         process = subprocess.Popen(
             [*ALONE, "/bin/bash", "-c", f"chmod +x {script} && {script}"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
