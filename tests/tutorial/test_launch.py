@@ -1,6 +1,7 @@
 """Notebook 3 and its guide: the whole request, what is refused before it, the job, its end."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import boto3
@@ -894,10 +895,14 @@ def test_every_remedy_stands_in_the_table():
 
 
 def test_an_interrupt_ends_the_waiting_and_not_the_job(launched, monkeypatch, capsys):
-    output, here, job = launched("import time\ntime.sleep(600)")
+    told = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))"  # else it has 120 s more
+    program = f"import signal, sys, time\n{told}\nprint('it runs', flush=True)\ntime.sleep(600)"
+    output, here, job = launched(program)
 
-    def interrupt(seconds):
-        raise KeyboardInterrupt
+    def interrupt(seconds, sleep=time.sleep):
+        if "it runs" in capsys.readouterr().out:
+            raise KeyboardInterrupt
+        sleep(0.2)
 
     with monkeypatch.context() as patch:
         patch.setattr(launch.time, "sleep", interrupt)
