@@ -169,7 +169,7 @@ def begin(
     here.run = {"created": [], "homes": [], "jobs": []} | before
     here.write()
     here.remember(**where, bucket=bucket, prefix=prefix)
-    _expect_the_owner(here)
+    expect_the_owner(here)
     kind = identity["Arn"].split(":")[5].split("/")[0]  # "user/me" -> "user"
     print(f"Region {region}, signed in as: {kind}")
     return here
@@ -346,8 +346,8 @@ def instances(here, types) -> pd.DataFrame:
         price(here, name)  # asks AWS where the table lacks it
         dollars, day = prices(here).get(name, (math.nan, "not known"))
         machine = INSTANCES.get(name)
-        row = {"quota on demand": _quota(limits, name, "training job usage")}
-        row["quota on spot"] = _quota(limits, name, "spot training job usage")
+        row = {"quota on demand": quota_of(limits, name, "training job usage")}
+        row["quota on spot"] = quota_of(limits, name, "spot training job usage")
         row |= {"$ an hour": dollars, "price of": day}
         if machine:
             passes = 3 if machine.gpus else 1
@@ -359,7 +359,7 @@ def instances(here, types) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _quota(limits, instance_type, use):
+def quota_of(limits, instance_type, use) -> int | str:
     """The quota of an instance type for a use: a number, or words if there is none."""
     if limits is None:
         return "not known"
@@ -419,7 +419,7 @@ def advise(here, instance_type) -> None:
         print(f"20 minutes on {instance_type} cost ${dollars / 3:.2f} (price of {day}).")
     else:
         print(f"No price of {instance_type} is known: see how_to/train_for_less.ipynb.")
-    quota = _quota(here.run.get("quotas"), instance_type, "training job usage")
+    quota = quota_of(here.run.get("quotas"), instance_type, "training job usage")
     if quota == "not listed":
         print(f"AWS lists no quota of {instance_type} here: choose another type or Region.")
     elif quota == 0:
@@ -534,7 +534,7 @@ def connect(output_dir="outputs", check: bool = True) -> Account:
     aws.connect(here.run["endpoint_url"])
     os.environ["AWS_DEFAULT_REGION"] = here.run["region"]  # where the SDK reads the job's log
     here.session = boto3.Session(region_name=here.run["region"])
-    _expect_the_owner(here)
+    expect_the_owner(here)
     if check and _identity(here.session)["Account"] != here.run["account"]:
         raise RuntimeError(
             "You are signed in to another account than that of run.json: sign in to that one, or "
@@ -578,7 +578,7 @@ def bucket_region(session: boto3.Session, bucket: str, account_id: str) -> str |
         ) from error
 
 
-def _expect_the_owner(here):
+def expect_the_owner(here) -> None:
     """From now on S3 refuses requests about the bucket of run.json if it is not this account's.
 
     Anybody can guess the name of the bucket, and make it when yours is deleted.

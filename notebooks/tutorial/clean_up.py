@@ -48,6 +48,8 @@ def connect(output_dir="outputs") -> account.Account:
         )
     account.aws.connect(here.run["endpoint_url"])
     here.session = boto3.Session(region_name=here.run["region"])
+    if "bucket" in here.run:
+        account.expect_the_owner(here)
     return here
 
 
@@ -199,7 +201,7 @@ def _left(here, item):
     return None if found == "gone" else f"AWS still shows it: {found}"
 
 
-def _wait(busy, ask, what, minutes):
+def wait(busy, ask, what, minutes):
     """Asks AWS until the answer is none of the `busy` ones; returns the last answer.
 
     Prints a line each minute. After `minutes` it returns though the answer is a busy one.
@@ -252,7 +254,7 @@ def end_job(here, kind, name) -> str | None:
         stop = getattr(here.session.client("sagemaker"), f"stop_{kind.replace('-', '_')}")
         _unless_ended(stop, **{f"{_job(kind)}JobName": name})
     busy = ("InProgress", "Stopping")
-    status = _wait(busy, ask, what, STOP_MINUTES)
+    status = wait(busy, ask, what, STOP_MINUTES)
     if status in busy:
         return _endless(status, STOP_MINUTES, "the job")
     return _give_up_machine(here, name, what) if kind == "training-job" else None
@@ -277,12 +279,12 @@ def _give_up_machine(here, name, what):
         return _described(here, "training-job", name).get("WarmPoolStatus", {}).get("Status")
 
     what = f"the warm pool of {what}"
-    status = _wait(("InUse",), pool, what, STOP_MINUTES)
+    status = wait(("InUse",), pool, what, STOP_MINUTES)
     if status == "Available":
         kept = {"KeepAlivePeriodInSeconds": 0}
         update = here.session.client("sagemaker").update_training_job
         _unless_ended(update, TrainingJobName=name, ResourceConfig=kept)
-        status = _wait(("Available",), pool, what, STOP_MINUTES)
+        status = wait(("Available",), pool, what, STOP_MINUTES)
     still = status in ("InUse", "Available")
     return _endless(status, STOP_MINUTES, "its warm pool") if still else None
 
@@ -372,11 +374,11 @@ def delete_endpoint(here, name) -> str | None:
     """
     ask, what = partial(look_endpoint, here, name), f"endpoint {name}"
     busy = ("Creating", "Updating", "SystemUpdating", "RollingBack")
-    status = _wait(busy, ask, what, START_MINUTES)
+    status = wait(busy, ask, what, START_MINUTES)
     if status in busy:
         return _endless(status, START_MINUTES, "the endpoint")
     here.session.client("sagemaker").delete_endpoint(EndpointName=name)
-    status = _wait((status, "Deleting"), ask, what, STOP_MINUTES)  # a ClientError if it is gone
+    status = wait((status, "Deleting"), ask, what, STOP_MINUTES)  # a ClientError if it is gone
     return _endless(status, STOP_MINUTES, "the endpoint")
 
 
@@ -435,7 +437,7 @@ def _end_execution(here, arn, what):
 
     if ask() == "Executing":
         sagemaker.stop_pipeline_execution(PipelineExecutionArn=arn)
-    status = _wait(busy, ask, what, STOP_MINUTES)
+    status = wait(busy, ask, what, STOP_MINUTES)
     return _endless(status, STOP_MINUTES, what) if status in busy else None
 
 
@@ -480,13 +482,13 @@ def look_mlflow_app(here, name) -> str:
 def delete_mlflow_app(here, name) -> str | None:
     """Deletes an MLflow app with its records, and waits; returns why it is left, or None."""
     busy = ("Creating", "Updating")  # AWS deletes none of these
-    status = _wait(busy, partial(look_mlflow_app, here, name), name, STOP_MINUTES)
+    status = wait(busy, partial(look_mlflow_app, here, name), name, STOP_MINUTES)
     if status in busy:
         return _endless(status, STOP_MINUTES, name)
     if status not in ("gone", "Deleting"):
         arn = find_mlflow_app(here, name)["Arn"]
         here.session.client("sagemaker").delete_mlflow_app(Arn=arn)
-    status = _wait(("Deleting",), partial(look_mlflow_app, here, name), name, STOP_MINUTES)
+    status = wait(("Deleting",), partial(look_mlflow_app, here, name), name, STOP_MINUTES)
     return None if status == "gone" else f"AWS still shows it: {status}"
 
 

@@ -63,11 +63,11 @@ def check_money(here, instance: str, deploy: bool = False, transform: bool = Fal
         raise RuntimeError(f"No price of {instance}: how_to/train_for_less.ipynb fetches it.")
     for wanted, use in ((deploy, "endpoint usage"), (transform, "transform job usage")):
         name = f"{instance} for {use}"
-        known = "not known" if quotas is None else f"{quotas.get(name, 0):.0f}"
+        known = account.quota_of(quotas, instance, use)
         print(f"quota of {name}: {known}")
-        if wanted and quotas is not None and not quotas.get(name):
+        if wanted and known in (0, "not listed"):
             raise RuntimeError(
-                f"The quota {name!r} is 0: ask for 1 (how_to/train_for_less.ipynb), then run "
+                f"The quota {name!r} is {known}: ask for 1 (how_to/train_for_less.ipynb), then run "
                 "01_setup.ipynb again."
             )
     if not deploy and not transform:
@@ -214,14 +214,10 @@ def _start_watchdog(here, name):
 
 def _wait(describe, field, busy, minutes):
     """AWS's record, once its `field` is none of `busy`. Raises TimeoutError after `minutes`."""
-    for minute in range(1, minutes + 1):
-        for _ in range(12):
-            record = describe()
-            if record[field] not in busy:
-                return record
-            time.sleep(5)
-        print(f"{record[field]}, {minute} min", flush=True)
-    raise TimeoutError(f"{record[field]} after {minutes} min: AWS was asked no longer")
+    status = clean_up.wait(busy, lambda: describe()[field], field, minutes)
+    if status in busy:
+        raise TimeoutError(f"{status} after {minutes} min: AWS was asked no longer")
+    return describe()
 
 
 def _wait_for_endpoint(sagemaker, name):

@@ -553,15 +553,17 @@ def check_money(here, compute, limits, max_cost_usd, use="training job usage", s
     spare, warm = compute.enable_managed_spot_training, compute.keep_alive_period_in_seconds or 0
     quotas, costs = here.run["quotas"], {}  # null: notebook 1 could not ask
     for instance, machines in candidates(compute):
-        wanted = [f"{instance} for {'spot ' if spare else ''}{use}"]
-        wanted += [f"{instance} for training warm pool usage"] * bool(warm)
-        for name in wanted:
-            known = "not known" if quotas is None else f"{quotas.get(name, 0):.0f}"
+        for kind in [
+            f"{'spot ' if spare else ''}{use}",
+            *["training warm pool usage"] * bool(warm),
+        ]:
+            name, known = f"{instance} for {kind}", account.quota_of(quotas, instance, kind)
             print(f"quota:    {name}: {known}")
-            if quotas is not None and quotas.get(name, 0) < machines:
+            if known == "not listed" or (known != "not known" and known < machines):
                 raise RuntimeError(
-                    f"The quota {name!r} is below {machines}. Ask for more (01_setup.ipynb has the "
-                    "link), and run that notebook again when AWS has agreed. Until then: "
+                    f"The quota {name!r} is below {machines} ({known}). Ask for more "
+                    "(01_setup.ipynb has the link), and run that notebook again when AWS has "
+                    "agreed. If AWS lists none, choose another type or Region. Until then: "
                     'instance_type = "ml.m5.xlarge" with freeze = "backbone".'
                 )
         price = account.price(here, instance)

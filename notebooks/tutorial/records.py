@@ -17,8 +17,7 @@ from tutorial import clean_up, launch, pictures
 
 EXPERIMENT = "video-classification"
 KIND = "mlflow-app/"  # of an item in run.json, which has the app's name: AWS chooses its ARN
-WAIT = 5  # seconds between two looks at an app
-MOST = 600  # seconds; AWS takes some minutes to make an app
+MOST_MINUTES = 10  # to wait for an app; AWS takes some minutes to make one
 
 
 # ---- The server ----------------------------------------------------------------------------------
@@ -74,17 +73,17 @@ def _app(here) -> str:
             Tags=[{"Key": "project", "Value": "video-tutorial"}],
         )["Arn"]
         print(f"{name} is being created: some minutes", flush=True)
-    deadline = time.monotonic() + MOST
-    while True:
-        status = sagemaker.describe_mlflow_app(Arn=arn)["Status"]
-        if status in ("Created", "Updated"):
-            return arn
-        if "Fail" in status or "Delet" in status or time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{name} is {status}: look at it in Studio under MLflow. records.end(here) deletes "
-                "it; then run this cell again."
-            )
-        time.sleep(WAIT)
+
+    def ask():
+        return sagemaker.describe_mlflow_app(Arn=arn)["Status"]
+
+    status = clean_up.wait(("Creating", "Updating"), ask, name, MOST_MINUTES)
+    if status not in ("Created", "Updated"):
+        raise RuntimeError(
+            f"{name} is {status}: look at it in Studio under MLflow. records.end(here) deletes it; "
+            "then run this cell again."
+        )
+    return arn
 
 
 def link(here, tracking_uri: str) -> str:

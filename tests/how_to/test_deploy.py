@@ -440,6 +440,9 @@ def test_what_would_be_refused_is_refused_before_it_costs(here, capsys):
     assert "nothing is made in your account" in capsys.readouterr().out
     here.run |= {"quotas": {}, "deployed": ["endpoint/video-old"]}
     endpoint.check_money(here, "ml.g5.xlarge")  # nothing is wanted: nothing to refuse
+    with pytest.raises(RuntimeError, match="'ml.m5.xlarge for endpoint usage' is not listed"):
+        endpoint.check_money(here, "ml.m5.xlarge", deploy=True)
+    here.run["quotas"] = {"ml.m5.xlarge for endpoint usage": 0}
     with pytest.raises(RuntimeError, match="'ml.m5.xlarge for endpoint usage' is 0"):
         endpoint.check_money(here, "ml.m5.xlarge", deploy=True)
     assert "endpoint/video-old is perhaps still there, and billed" in capsys.readouterr().out

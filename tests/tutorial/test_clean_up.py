@@ -48,6 +48,17 @@ def has(run_file, **values):
     run_file.write_text(json.dumps(json.loads(run_file.read_text()) | values))
 
 
+def test_nothing_is_deleted_in_a_bucket_of_another_account(run_file):
+    """One that a stranger has made under the name of a bucket that is gone."""
+    has(run_file, bucket=BUCKET, account="210987654321")
+    key = f"{HOME.split('/', 3)[3]}theirs"
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"")
+    with pytest.raises(RuntimeError, match="AccessDenied"):
+        delete(run_file)
+    assert boto3.client("s3").head_object(Bucket=BUCKET, Key=key)
+    assert HOME in json.loads(run_file.read_text())["homes"]
+
+
 def error(code, message, operation="Operation"):
     return ClientError({"Error": {"Code": code, "Message": message}}, operation)
 

@@ -715,7 +715,8 @@ def test_a_list_of_instance_types_is_sent_and_the_dearest_and_the_slowest_count(
 @pytest.mark.parametrize(
     "run, types, message",
     [
-        ({"quotas": {f"{T4} for {USE}": 1}}, (T4, L4), f"'{L4} for {USE}' is below 1"),
+        ({"quotas": {f"{T4} for {USE}": 1}}, (T4, L4), f"'{L4} for {USE}' is below 1 .not listed"),
+        ({"quotas": TWO["quotas"] | {f"{L4} for {USE}": 0}}, (T4, L4), "is below 1 .0.. Ask"),
         ({"dollars_per_hour": {T4: 0.7}}, (T4, L4), f"No price of {L4}"),
         ({}, (T4, "ml.m5.xlarge"), "all with a GPU, or none"),
         ({}, (T4, "ml.g4dn.12xlarge"), "1 x ml.g4dn.12xlarge: several GPUs"),
