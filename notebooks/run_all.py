@@ -31,6 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py: for what a notebook computes
 VERSION = ".".join(map(str, sys.version_info[:3]))
 
 

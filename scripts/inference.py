@@ -19,6 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py, before torch is there
 import av
 import numpy as np
 import psutil

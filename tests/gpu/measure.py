@@ -1,6 +1,9 @@
 """What a GPU does with a ViT-B and a ViT-L: clips a second, memory, share of its data sheet.
 
-    python tests/gpu/measure.py [--only training] > table.md
+    python tests/gpu/measure.py [--only training] [--seconds 180] > table.md
+
+The parts share the seconds; what found no time is named in the table. Without a GPU it measures
+the CPU, which only shows that it runs (test_measure.py).
 
 Weights are random, clips are 16 frames of 224 x 224 pixels. A training step is the script's own:
 uint8 clips, autocast, GradScaler for fp16, AdamW. `largest batch` is the largest of 4, 8, 16, 32
@@ -12,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +38,8 @@ SIZES = {
     "ViT-L": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
               "intermediate_size": 4096},
 }  # fmt: skip
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCHES = (32, 16, 8, 4)
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Dense TFLOP/s without and with tensor cores of 16 bit, as the data sheets have them.
 PEAK = {"H100": (67, 989), "H200": (67, 989), "A100": (19.5, 312), "A10G": (31, 70),
@@ -41,8 +47,18 @@ PEAK = {"H100": (67, 989), "H200": (67, 989), "A100": (19.5, 312), "A10G": (31, 
 PROCESSOR = SimpleNamespace(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 
 
+def device_name():
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
+
+
+def wait():
+    """Until the GPU has done all that it was asked to do."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def speed_of(precision):
-    name = torch.cuda.get_device_name()
+    name = device_name()
     known = [speeds for card, speeds in PEAK.items() if card in name.replace("-", " ").split()]
     return known[0][precision != "fp32"] if known else None
 
@@ -51,26 +67,30 @@ def timed(step, least=5, seconds=1.5):
     """Seconds of a step (the mean of at least `least`), after two that do not count."""
     for _ in range(2):
         step()
-    torch.cuda.synchronize()
+    wait()
     count, start = 0, time.perf_counter()
     while count < least or time.perf_counter() - start < seconds:
         step()
         count += 1
         if count % least == 0:
-            torch.cuda.synchronize()
-    torch.cuda.synchronize()
+            wait()
+    wait()
     return (time.perf_counter() - start) / count
+
+
+def shape(config, batch):
+    """Of a batch of clips."""
+    return batch, config.num_frames, 3, config.image_size, config.image_size
 
 
 def classifier_step(size, batch, precision, checkpointing, compiled):
     """A training step of the classifier on a batch that lies on the GPU, as a function."""
-    model = (
-        VideoMAEForVideoClassification(VideoMAEConfig(num_labels=2, **SIZES[size])).cuda().train()
-    )
+    config = VideoMAEConfig(num_labels=2, **SIZES[size])
+    model = VideoMAEForVideoClassification(config).to(DEVICE).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    clips = torch.randint(256, (batch, 16, 3, 224, 224), dtype=torch.uint8, device="cuda")
-    labels = torch.randint(2, (batch,), device="cuda")
+    clips = torch.randint(256, shape(config, batch), dtype=torch.uint8, device=DEVICE)
+    labels = torch.randint(2, (batch,), device=DEVICE)
     forward = torch.compile(model) if compiled else model
 
     def loss():
@@ -82,22 +102,23 @@ def classifier_step(size, batch, precision, checkpointing, compiled):
 
 def segmentation_step(batch, precision, checkpointing):
     """Likewise of the segmentation model: 16 frames of 224 x 224, three labels."""
-    model = seg.VideoMAEForVideoSegmentation(VideoMAEConfig(num_labels=3, decoder_width=128))
-    model.cuda().train()
+    config = VideoMAEConfig(num_labels=3, decoder_width=128, **SIZES["ViT-B"])
+    model = seg.VideoMAEForVideoSegmentation(config)
+    model.to(DEVICE).train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    clips = torch.rand(batch, 16, 3, 224, 224, device="cuda")
-    labels = torch.randint(3, (batch, 16, 224, 224), device="cuda")
+    clips = torch.rand(shape(config, batch), device=DEVICE)
+    labels = torch.randint(3, clips[:, :, 0].shape, device=DEVICE)
     return step_of(model, lambda: seg.segmentation_loss(model(clips), labels), precision)
 
 
 def step_of(model, loss, precision):
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    scaler = torch.amp.GradScaler(enabled=precision == "fp16")
+    scaler = torch.amp.GradScaler(DEVICE, enabled=precision == "fp16")
 
     def step():
         optimiser.zero_grad()
-        with torch.autocast("cuda", HALF.get(precision), enabled=precision in HALF):
+        with torch.autocast(DEVICE, HALF.get(precision), enabled=precision in HALF):
             value = loss()
         scaler.scale(value).backward()
         scaler.step(optimiser)
@@ -106,12 +127,13 @@ def step_of(model, loss, precision):
     return step
 
 
-def largest(make, batches=(32, 16, 8, 4)):
+def largest(make):
     """(batch, clips per second, GB) of the largest batch that fits, or None."""
-    for batch in batches:
+    for batch in BATCHES:
         gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         with contextlib.suppress(torch.OutOfMemoryError):
             seconds = timed(make(batch))
             return batch, batch / seconds, torch.cuda.max_memory_allocated() / 1e9
@@ -131,10 +153,9 @@ def training(deadline):
     header(
         "model", "precision", "checkpointing", "compiled", "largest batch", "clips/s", "GB", "share"
     )
-    ways = [
-        (s, p, c, False) for s in SIZES for p in ("bf16", "fp16", "fp32") for c in (False, True)
-    ]
-    ways += [("ViT-B", "bf16", False, True), ("ViT-L", "bf16", False, True)]
+    precisions = ("bf16", "fp16", "fp32")
+    ways = [(s, p, c, False) for s in SIZES for p in precisions for c in (False, True)]
+    ways[2:2] = [(size, "bf16", False, True) for size in SIZES]  # compiled: before time runs out
     for size, precision, checkpointing, compiled in ways:
         if time.monotonic() > deadline:
             row(size, precision, checkpointing, compiled, "not measured: no time left", "", "", "")
@@ -156,37 +177,47 @@ def segmentation(deadline):
     header("segmentation, ViT-B", "checkpointing", "largest batch", "clips/s", "GB")
     for precision in ("bf16", "fp16", "fp32"):
         for checkpointing in (False, True):
-            if time.monotonic() < deadline:
-                found = largest(lambda n, p=precision, c=checkpointing: segmentation_step(n, p, c))
-                batch, rate, memory = found or (0, 0, 0)
-                row(precision, checkpointing, batch or "none", f"{rate:.1f}", f"{memory:.1f}")
+            if time.monotonic() > deadline:
+                row(precision, checkpointing, "not measured: no time left", "", "")
+                continue
+            found = largest(lambda n, p=precision, c=checkpointing: segmentation_step(n, p, c))
+            batch, rate, memory = found or (0, 0, 0)
+            row(precision, checkpointing, batch or "none", f"{rate:.1f}", f"{memory:.1f}")
 
 
-def inference_rates():
+def inference(deadline):
     header("forward, ViT", "precision", "clips/s, 8 at once", "ms, one window")
     for size in SIZES:
-        model = VideoMAEForVideoClassification(VideoMAEConfig(**SIZES[size])).cuda().eval()
+        config = VideoMAEConfig(**SIZES[size])
+        model = VideoMAEForVideoClassification(config).to(DEVICE).eval()
         for precision in ("fp32", "fp16", "bf16"):
+            if time.monotonic() > deadline:
+                row(size, precision, "not measured: no time left", "")
+                continue
 
-            def judge(count, model=model, precision=precision):
-                clips = torch.randint(256, (count, 16, 3, 224, 224), dtype=torch.uint8)
-                half = torch.autocast("cuda", HALF.get(precision), enabled=precision in HALF)
+            def judge(count, config=config, model=model, precision=precision):
+                clips = torch.randint(256, shape(config, count), dtype=torch.uint8)
+                half = torch.autocast(DEVICE, HALF.get(precision), enabled=precision in HALF)
 
                 def step():
                     with torch.no_grad(), half:
-                        model(train.normalised(clips.cuda(), PROCESSOR)).logits.softmax(-1).cpu()
+                        pixels = train.normalised(clips.to(DEVICE), PROCESSOR)
+                        model(pixels).logits.softmax(-1).cpu()
 
                 return timed(step)
 
             row(size, precision, f"{8 / judge(8):.1f}", f"{1000 * judge(1):.1f}")
 
 
-def decoded(workers, batch=32, batches=48):
-    """Clips per second of ViT-B in bf16 on clips that are read from files, and of reading alone."""
-    from local_mode import clips as drawn
+def reading(deadline, workers=None, batch=32, batches=24, height=256):
+    """Clips per second of ViT-B in bf16 on clips that are read from files, and of reading alone.
 
-    model = VideoMAEForVideoClassification(VideoMAEConfig(num_labels=2)).cuda().train()
-    labels, held = torch.zeros(batch, dtype=torch.long, device="cuda"), []
+    It draws few clips, since drawing one takes longer than reading it a hundred times.
+    """
+    workers = workers or min(16, os.cpu_count())
+    config = VideoMAEConfig(num_labels=2, **SIZES["ViT-B"])
+    model = VideoMAEForVideoClassification(config).to(DEVICE).train()
+    labels, held = torch.zeros(batch, dtype=torch.long, device=DEVICE), []
 
     def loss():
         logits = model(train.normalised(held[0], PROCESSOR)).logits
@@ -194,46 +225,61 @@ def decoded(workers, batch=32, batches=48):
 
     step, rates = step_of(model, loss, "bf16"), {}
     with tempfile.TemporaryDirectory() as folder:
-        drawn.write_clips(Path(folder) / "clips", {"train": 96, "validation": 8}, height=256)
-        rows = train.load_clips(f"{folder}/clips")["train"]
-        args = SimpleNamespace(num_frames=16, image_size=224, rate=0, zoom=0.15, seed=0)
-        args.horizontal_flip = True
-        chosen = [i % len(rows) for i in range(batch * batches)]
+        # In a process of its own, whose helpers would else load torch and this file too.
+        draw = f"clips.write_clips('clips', {{'train': 16, 'validation': 2}}, height={height})"
+        draw = [sys.executable, "-c", f"from local_mode import clips; {draw}"]
+        paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run(draw, cwd=folder, env=paths, check=True, stdout=sys.__stderr__)
+        with contextlib.redirect_stdout(sys.stderr):  # the table has stdout
+            rows = train.load_clips(f"{folder}/clips")["train"]
+        args = SimpleNamespace(num_frames=config.num_frames, image_size=config.image_size, rate=0)
+        args.zoom, args.seed, args.horizontal_flip = 0.15, 0, True
+        chosen = [i % len(rows) for i in range(batch * (batches + workers))]
         clips = torch.utils.data.Subset(train.Clips(rows, args, training=True), chosen)
         for name in ("reading alone", "training"):
             loader = torch.utils.data.DataLoader(
-                clips, batch, num_workers=workers, pin_memory=True, prefetch_factor=2
+                clips, batch, num_workers=workers, pin_memory=DEVICE == "cuda"
             )
+            counted = 0
             for number, read in enumerate(loader):
-                if number == workers:  # the first ones wait for the workers to start
-                    torch.cuda.synchronize()
-                    start = time.perf_counter()
                 if name == "training":
-                    held[:] = [read["pixel_values"].cuda(non_blocking=True)]
+                    held[:] = [read["pixel_values"].to(DEVICE, non_blocking=True)]
                     step()
-            torch.cuda.synchronize()
-            rates[name] = batch * (batches - workers) / (time.perf_counter() - start)
-    header("ViT-B, bf16, drawn clips of 256 lines; workers", *rates)
-    row(workers, *(f"{rate:.1f} clips/s" for rate in rates.values()))
+                if number < workers:  # the first ones wait for the workers to start
+                    wait()
+                    start = time.perf_counter()
+                elif time.monotonic() > deadline:
+                    break
+                else:
+                    counted += batch
+            wait()
+            rates[name] = counted / (time.perf_counter() - start)
+    header(f"ViT-B, bf16, drawn clips of {height} lines; workers", *rates)
+    rates = [f"{rate:.1f} clips/s" if rate else "no time left" for rate in rates.values()]
+    row(workers, *rates)
 
 
 PARTS = {
     "training": training,
+    "reading": reading,
+    "inference": inference,
     "segmentation": segmentation,
-    "inference": lambda deadline: inference_rates(),
-    "reading": lambda deadline: decoded(min(16, os.cpu_count())),
 }
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--seconds", type=int, default=150, help="at most for each part (150)")
-    args = parser.parse_args()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
-    for part in args.only:
+    parser.add_argument("--seconds", type=float, default=180, help="for all parts (180)")
+    args = parser.parse_args(argv)
+    print(f"{device_name()}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+    end = time.monotonic() + args.seconds
+    for done, part in enumerate(args.only):
         print(flush=True)
-        PARTS[part](time.monotonic() + args.seconds)
+        now = time.monotonic()
+        most = 0.6 if part == "training" else 1  # of what is left, where others come after it
+        last = done == len(args.only) - 1
+        PARTS[part](end if last else now + most * (end - now))
 
 
 if __name__ == "__main__":

@@ -73,3 +73,27 @@ def runs(drawn_clips, tmp_path_factory):
     yield started
     for run in started.values():
         run.process.kill()
+
+
+@pytest.fixture(scope="session")
+def segmented(tmp_path_factory):
+    """Segmentation in each precision, side by side: {precision: (its folder, its process)}."""
+    from local_mode import clips
+
+    folder = tmp_path_factory.mktemp("segmentation")
+    videos = clips.write_davis(folder / "videos", {"train": 64, "val": 8}, height=80, frames=6)
+    flags = """--epochs 4 --train_batch_size 8 --clip_length 4 --crop_size 80 --decoder_width 64
+        --learning_rate 3e-3 --logging_steps 8 --dataloader_num_workers 4""".split()
+    script, started = ROOT / "scripts" / "train_segmentation.py", {}
+    for precision in ("fp32", "fp16", "bf16"):
+        own = folder / precision
+        own.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, script, "--dataset", videos, "--model_name", TINY, *flags,
+             "--precision", precision],
+            cwd=own, stdout=(own / "log").open("w"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        started[precision] = own, process
+    yield started
+    for _, process in started.values():
+        process.kill()

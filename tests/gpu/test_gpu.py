@@ -1,8 +1,6 @@
 """What only a GPU shows: precisions, resuming a GradScaler, the same numbers as on a CPU."""
 
 import json
-import subprocess
-import sys
 
 import av  # noqa: F401  before decord, as in tests/conftest.py
 import inference
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import train
-from runs_on_gpu import ROOT, TINY, drawn_clips, runs  # noqa: F401  two are fixtures
+from runs_on_gpu import TINY, drawn_clips, runs, segmented  # noqa: F401  three are fixtures
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 pytestmark = pytest.mark.gpu
@@ -20,8 +18,8 @@ LABELS = ["not_raising_hand", "raising_hand"]
 
 
 # ---- Training, by the script
-def test_a_killed_fp16_run_goes_on_with_its_scaler(runs):  # noqa: F811
-    """First here, because it must be killed while it runs; the others run meanwhile."""
+def test_a_killed_fp16_run_goes_on_with_its_scaler(runs, segmented):  # noqa: F811
+    """First here, because it must be killed while it runs; all others run meanwhile."""
     run = runs["fp16 killed"]
     run.kill_after(2)
     (checkpoint,) = sorted(run.folder.glob("outputs/**/checkpoint-*/scaler.pt"))[-1:]
@@ -132,28 +130,11 @@ def test_a_long_video_is_judged_alike(tmp_path):
 
 
 # ---- Segmentation, by its script
-def test_segmentation_learns_as_much_in_half_precision(tmp_path):
-    from local_mode import clips as drawn
-
-    videos = drawn.write_davis(tmp_path / "v", {"train": 64, "val": 8}, height=80, frames=6)
-    script, flags = (
-        ROOT / "scripts" / "train_segmentation.py",
-        """--epochs 4 --train_batch_size 8
-        --clip_length 4 --crop_size 80 --decoder_width 64 --learning_rate 3e-3 --logging_steps 8
-        --dataloader_num_workers 4""".split(),
-    )
-    losses, processes = {}, {}
-    for precision in ("fp32", "fp16", "bf16"):
-        folder = tmp_path / precision
-        folder.mkdir()
-        processes[precision] = subprocess.Popen(
-            [sys.executable, script, "--dataset", videos, "--model_name", TINY, *flags,
-             "--precision", precision],
-            cwd=folder, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    for precision, process in processes.items():
-        assert process.wait() == 0, (tmp_path / precision / "log").read_text()
-        metrics = next((tmp_path / precision).glob("outputs/**/metrics.json")).read_text()
+def test_segmentation_learns_as_much_in_half_precision(segmented):  # noqa: F811
+    losses = {}
+    for precision, (folder, process) in segmented.items():
+        assert process.wait() == 0, (folder / "log").read_text()
+        metrics = next(folder.glob("outputs/**/metrics.json")).read_text()
         losses[precision] = json.loads(metrics)["eval_loss"]
     for precision in ("fp16", "bf16"):
         assert losses[precision] == pytest.approx(losses["fp32"], rel=0.1)  # 32 steps: 6 % was seen

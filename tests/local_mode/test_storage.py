@@ -200,10 +200,13 @@ ROTATION = """
     import train
     # A marker that a sync wrote while the script deleted the folder: S3 never gets it.
     remains = pathlib.Path("/opt/ml/checkpoints/checkpoint-1")
+    resumed = any(remains.parent.glob("checkpoint-*"))
     remains.mkdir(parents=True, exist_ok=True)
     (remains / "optimizer.pt.sagemaker-uploaded").touch()
     def step_by_step(self, *args, **kwargs):  # so that a sync comes between two checkpoints
         time.sleep(0.3)
+        while not resumed and self.state.global_step == 12:  # until its instance is taken
+            time.sleep(0.1)
         return training_step(self, *args, **kwargs)
     training_step = train.ClipTrainer.training_step
     train.ClipTrainer.training_step = step_by_step
