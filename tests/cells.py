@@ -1,11 +1,14 @@
 """Runs cells of the notebooks in this process, so that a test can look at what they made."""
 
+from functools import cache
+
 import nbformat
 from conftest import ROOT
 
 
+@cache  # nbformat validates what it reads, which takes a second
 def notebook_cells(name):
-    """The cells of notebooks/<name>.ipynb."""
+    """The cells of notebooks/<name>.ipynb; do not change them."""
     return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
 
 

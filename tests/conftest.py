@@ -1,5 +1,7 @@
 """Puts scripts/ and notebooks/ where tests can import from them; a few clips and a tiny model."""
 
+import gc
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import av  # noqa: E402, F401  before decord, whose libvpx would else write VP9 for it, and fail
 import pytest  # noqa: E402
+from jsonschema import Draft202012Validator  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "notebooks")]
@@ -25,6 +28,22 @@ def nothing_runs_before_all_else():
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
+@pytest.fixture(autouse=True)
+def workers_end_with_their_test():
+    """A DataLoader's, of a Trainer that ran in this process.
+
+    They would end when the garbage is collected, in some later test. By then their queues are gone,
+    so torch waits five seconds for each.
+    """
+    yield
+    if multiprocessing.active_children():
+        from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+        for found in gc.get_objects():
+            if type(found) is _MultiProcessingDataLoaderIter:
+                found._shutdown_workers()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def the_environment_stays():
     """What a module's tests set is gone after it; mlflow notes its experiment there by itself."""
@@ -32,6 +51,24 @@ def the_environment_stays():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_schema_is_checked_once():
+    """SageMaker's SDK has its own schema checked anew each time it looks for a default.
+
+    That was two thirds of the time of tests that launch. What is held to a schema is so each time.
+    """
+    checked, check = {}, Draft202012Validator.check_schema
+
+    def once(schema, *args, **kwargs):
+        if id(schema) not in checked:
+            check(schema, *args, **kwargs)
+            checked[id(schema)] = schema  # kept, or another could get its id
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Draft202012Validator, "check_schema", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import ROOT
+from embedded import free_port
 from safetensors.torch import load_file
 
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -34,6 +36,18 @@ def finished(process, code=0):
     return output
 
 
+def pair(folder, clips_folder, checkpoint, *flags, **code):
+    """Two ranks that have ended, with the variables that torchrun gives them."""
+    folder.mkdir(exist_ok=True)
+    flags = ["--dataset", clips_folder, "--model_name", checkpoint, *FLAGS, *flags]
+    given = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        forked.Run(folder, flags, **code, **given, RANK=rank, LOCAL_RANK=rank) for rank in "01"
+    ]
+    return [rank.wait() for rank in ranks]
+
+
 def outcome(folder):
     state = json.loads((folder / "outputs/model/trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
@@ -46,8 +60,9 @@ def outcome(folder):
 def alone(clips_folder, native_checkpoint, tmp_path_factory):
     """One process with twice the batch."""
     folder = tmp_path_factory.mktemp("alone")
-    batch = ["--train_batch_size", "8"]
-    finished(start(folder, [sys.executable, SCRIPT], clips_folder, native_checkpoint, *batch))
+    flags = ["--dataset", clips_folder, "--model_name", native_checkpoint, *FLAGS]
+    run = forked.Run(folder, [*flags, "--train_batch_size", "8"]).wait()
+    assert run.returncode == 0, run.stderr
     return outcome(folder)
 
 
@@ -105,10 +120,9 @@ def test_two_nodes_equal_one_and_only_the_first_writes(
 
 @pytest.mark.long
 def test_an_interrupted_pair_goes_on(alone, clips_folder, native_checkpoint, tmp_path):
-    """Both get the signal, as torchrun forwards it, and save after the same step."""
-    blow = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT / "scripts")!r})
+    """One of them gets the signal, and both save after the same step."""
+    blow = """
+import os, signal
 import train
 step = train.ClipTrainer.training_step
 def told(self, *args, **kwargs):
@@ -118,14 +132,12 @@ def told(self, *args, **kwargs):
 train.ClipTrainer.training_step = told
 train.main()
 """
-    (tmp_path / "blow.py").write_text(blow)
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
     batch = ["--train_batch_size", "4", "--save_strategy", "epoch"]
-    script = [*command, str(tmp_path / "blow.py")]
-    output, _ = start(tmp_path, script, clips_folder, native_checkpoint, *batch).communicate()
-    assert "SIGTERM: saved at step 3" in output  # in the middle of an epoch of two
+    told, _ = pair(tmp_path, clips_folder, native_checkpoint, *batch, code=blow)
+    assert "SIGTERM: saved at step 3" in told.stdout  # in the middle of an epoch of two
     flags = [*batch, "--resume_from_checkpoint", "auto"]
-    finished(start(tmp_path, [*command, SCRIPT], clips_folder, native_checkpoint, *flags))
+    for rank in pair(tmp_path, clips_folder, native_checkpoint, *flags):
+        assert rank.returncode == 0, rank.stderr
     assert_equivalent(tmp_path, alone)
 
 
@@ -167,9 +179,9 @@ def test_bad_clips_are_found_by_all_processes_together(clips_folder, native_chec
     for path in broken:
         path.unlink()
         path.write_bytes(b"no video")
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", SCRIPT]
     flags = ["--on_bad_clip", "skip", "--train_batch_size", "4", "--epochs", "1"]
-    output = finished(start(tmp_path, command, copy, native_checkpoint, *flags))
-    assert output.count("3 of 36 clips cannot be read") == 1
-    metrics = json.loads((tmp_path / "outputs/data/metrics.json").read_text())
+    ranks = pair(tmp_path / "job", copy, native_checkpoint, *flags)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr + ranks[1].stderr
+    assert [rank.stdout.count("3 of 36 clips cannot be read") for rank in ranks] == [1, 0]
+    metrics = json.loads((tmp_path / "job/outputs/data/metrics.json").read_text())
     assert sorted(metrics["skipped_clips"]) == sorted(map(str, broken))

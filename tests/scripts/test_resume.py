@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 import train
@@ -17,7 +18,6 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import TrainerControl
 
-SCRIPT = str(ROOT / "scripts" / "train.py")
 # Nothing is left out that draws or remembers: workers, augmentation, mixup, schedule. An epoch has
 # four steps; checkpoints and evaluations come at its end.
 FLAGS = """--epochs 5 --train_batch_size 4 --learning_rate 1e-3 --dataloader_num_workers 2
@@ -25,7 +25,6 @@ FLAGS = """--epochs 5 --train_batch_size 4 --learning_rate 1e-3 --dataloader_num
 # The script, with a blow at a chosen moment: as a process of its own, so that it can be killed.
 BLOW = """
 import multiprocessing, os, signal, sys
-sys.path.insert(0, {folder!r})
 import train
 moment, step = sys.argv[1], int(sys.argv[2])
 def at(trainer, point):
@@ -49,19 +48,19 @@ def told_in_step(self, *args, **kwargs):
     return training_step(self, *args, **kwargs)
 train.ClipTrainer.training_step = told_in_step
 train.main(sys.argv[3:])
-""".format(folder=str(ROOT / "scripts"))
+"""
 
 
-def run(folder, clips_folder, checkpoint, *flags, blow=None):
-    """The finished process; its model lies in folder/outputs/model."""
+def start(folder, clips_folder, checkpoint, *flags, blow=None):
+    """The script in a process of its own; its model lies in folder/outputs/model."""
     folder.mkdir(exist_ok=True)
-    start = [sys.executable, SCRIPT] if blow is None else [sys.executable, "-c", BLOW, *blow]
-    data = ["--dataset", str(clips_folder), "--model_name", str(checkpoint)]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
-    return subprocess.run(
-        [*start, *data, *FLAGS, *flags], cwd=folder, env=clean, capture_output=True, text=True,
-        timeout=300, start_new_session=True,
-    )  # fmt: skip
+    flags = ["--dataset", clips_folder, "--model_name", checkpoint, *FLAGS, *flags]
+    return forked.Run(folder, flags) if blow is None else forked.Run(folder, [*blow, *flags], BLOW)
+
+
+def run(*args, **more):
+    """The same, when it has ended."""
+    return start(*args, **more).wait()
 
 
 def outcome(folder):
@@ -122,17 +121,15 @@ def test_sigkill_during_a_save(undisturbed, clips_folder, native_checkpoint, tmp
 @pytest.mark.long
 def test_sigkill_at_any_time(undisturbed, clips_folder, native_checkpoint, tmp_path):
     """From outside, as a machine that is taken away; wherever it hits."""
-    data = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *data, *FLAGS], cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
+    process = start(tmp_path, clips_folder, native_checkpoint).process
     checkpoints = tmp_path / "outputs/checkpoints"
     for _ in range(1200):
-        if list(checkpoints.glob("checkpoint-12/*")) or process.poll() is not None:
+        if list(checkpoints.glob("checkpoint-12/*")) or process.exitcode is not None:
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     resumed = run(tmp_path, clips_folder, native_checkpoint, "--resume_from_checkpoint", "auto")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_outcome(tmp_path, undisturbed)

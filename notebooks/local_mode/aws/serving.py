@@ -26,6 +26,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_COLOR_PREFIX": "0",
+    "RAY_prestart_worker_first_driver": "0",  # one for each of CPUS, which nobody needs
     "RAY_memory_monitor_refresh_ms": "0",  # it would kill for the memory that other programs take
     "RAY_USAGE_STATS_ENABLED": "0",
 }

@@ -83,6 +83,7 @@ def running(kind: str, model: Path, faults=False, wait=True, **environ) -> Itera
         given = {
             "SM_MODEL_DIR": folder, "TMPDIR": home / "tmp",
             "PYTHONUNBUFFERED": 1, "RAY_USAGE_STATS_ENABLED": 0,
+            "RAY_prestart_worker_first_driver": 0,
             "PYTHONPATH": os.pathsep.join(map(str, (folder, folder / "code"))),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         } | environ  # fmt: skip
