@@ -28,9 +28,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import clip_files  # noqa: E402
+import prepare_clips  # noqa: E402
 import train  # noqa: E402
 
 FRAMES, SIZE = 16, 224
+TABLES = ["paths", "prepared", "preparing", "growth", "memory", "checking", "starting"]
 
 
 # ---- Clips --------------------------------------------------------------------------------------
@@ -227,11 +229,74 @@ def memory_table(folder, count=2000):
     print(f"   growth: {sizes[count] - sizes[100]:.1f} MiB")
 
 
+def checking_table(folder, count=10_000):
+    """A data set of many clips before its first step: found and listed, and each one opened."""
+    files = write_clips(folder / "few", 240, 320, 12, 8)
+    for i in range(count):
+        split = "validation" if i % 10 == 0 else "train"
+        link = folder / "many" / split / f"label_{i % 2}" / f"{i}.mp4"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.link(files[i % 8], link)
+    marks = [time.monotonic()]
+    clips = train.load_clips(str(folder / "many"))
+    marks.append(time.monotonic())
+    prepare_clips.check_clips(clips, FRAMES)
+    listed, checked = np.diff([*marks, time.monotonic()])
+    print(f"\n{count:,} clips of 320x240 on {os.cpu_count()} cores (wall time)")
+    print(f"found and listed: {listed:.1f} s   each opened: {checked:.0f} s", end="")
+    print(f" ({count / checked:.0f} clips/s)")
+
+
+def starting_table(folder, rounds=3):
+    """From the command to the first training step of the tiny model: where the seconds go."""
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    from local_mode import clips
+
+    clips.write_clips(folder / "clips", {"train": 16, "validation": 4}, height=80)
+    tiny = str(ROOT / "notebooks/local_mode/tiny_videomae_v2")
+    flags = ["--dataset", str(folder / "clips"), "--model_name", tiny, "--max_steps", "1"]
+    code = f"""if True:
+        import os, sys, time
+        sys.path.insert(0, {str(ROOT / "scripts")!r})
+        def mark(name):
+            print("MARK", name, time.time(), time.process_time(), flush=True)
+        import torch
+        mark("torch")
+        from transformers import Trainer, VideoMAEForVideoClassification
+        mark("transformers")
+        import train
+        mark("all else that train.py imports")
+        step = train.ClipTrainer.training_step
+        def first(*args, **kwargs):
+            mark("clips listed and opened, model, workers")
+            found = step(*args, **kwargs)
+            mark("the first step")
+            os._exit(0)
+        train.ClipTrainer.training_step = first
+        train.main({flags!r})
+    """
+    print("\nFrom the command to the first step, tiny model, files in memory: wall (CPU) seconds")
+    found = {}
+    for _ in range(rounds + 1):  # the first one warms up
+        last, spent = time.time(), 0.0
+        made = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder
+        )
+        for line in made.stdout.splitlines():
+            if line.startswith("MARK "):
+                name, now, cpu = line[5:].rsplit(" ", 2)
+                found.setdefault(name, []).append((float(now) - last, float(cpu) - spent))
+                last, spent = float(now), float(cpu)
+    rows = {name: np.median(values[1:], axis=0) for name, values in found.items()}
+    for name, (wall, cpu) in [*rows.items(), ("sum", np.sum(list(rows.values()), axis=0))]:
+        print(f"{name:42} {wall:6.2f} ({cpu:.2f})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=6, help="of each kind")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["paths", "prepared", "preparing", "growth", "memory"])
+    parser.add_argument("--only", choices=TABLES)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a DataLoader worker
     with tempfile.TemporaryDirectory() as folder:
@@ -242,6 +307,8 @@ def main():
             "preparing": lambda: preparing_table(folder, args.rounds),
             "growth": lambda: growth_table(folder, args.clips),
             "memory": lambda: memory_table(folder),
+            "checking": lambda: checking_table(folder),
+            "starting": lambda: starting_table(folder),
         }
         for name, table in tables.items():
             if args.only in (None, name):

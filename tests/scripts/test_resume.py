@@ -343,7 +343,7 @@ def test_the_checkpoint_is_told_and_other_labels_are_refused(
 ):
     monkeypatch.chdir(tmp_path)
     flags = ["--dataset", str(clips_folder), "--model_name", str(native_checkpoint)]
-    flags += ["--resume_from_checkpoint", "auto", "--epochs", "1"]
+    flags += ["--resume_from_checkpoint", "auto", "--epochs", "1", "--dataloader_num_workers", "0"]
     train.train(train.parse_arguments(flags))
     assert "going on" not in capsys.readouterr().out
     train.train(train.parse_arguments(flags))
