@@ -27,8 +27,8 @@ CHOICES = {"model_name": "owner/some_model", "learning_rate": 4e-4}
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """The endpoint of an embedded AWS of this module's own."""
-    with own_aws(start=False) as port:
+    """The endpoint of an embedded AWS of this module's own, which kills what will not end."""
+    with own_aws(grace_seconds=5) as port:
         yield f"http://127.0.0.1:{port}"
 
 
