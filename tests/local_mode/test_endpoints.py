@@ -151,6 +151,9 @@ def test_an_endpoint_answers_refuses_and_goes_with_all_its_processes(model):
     wait_until(lambda: "asked for 256 bytes" in log("/aws/sagemaker/Endpoints/now"))
     started = servers() - before
     assert len(started) > 5  # Ray's
+    shown = [psutil.Process(pid).cmdline() for pid in started]
+    (python,) = (words[0] for words in shown if any(w.endswith("serving.py") for w in words))
+    assert python.startswith(server_state()["folder"])  # Ray fails where Python's path has a space
     client.delete_endpoint(EndpointName="now")
     with pytest.raises(ClientError, match="Could not find endpoint"):
         describe("now")

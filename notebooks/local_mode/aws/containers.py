@@ -97,9 +97,10 @@ class Container:
         # The name of a socket holds 104 characters at least, of which Ray takes 64.
         place = self.server.state if len(str(self.server.state)) < 33 else "/tmp"
         self.ray = tempfile.mkdtemp(prefix="r", dir=place)
+        # Ray does not quote: this way to Python has no space. -P: it finds no module here.
+        python = str(self.server.state / "python" / "bin" / "python")
         self.process = subprocess.Popen(
-            # -P: it finds no module here
-            [sys.executable, "-P", str(SERVING), str(self.port), self.ray],
+            [python, "-P", str(SERVING), str(self.port), self.ray],
             cwd=self.folder,
             env=account_environment(self.session.get_credentials(), self.session.region_name)
             | {name: mapped(value, self.folder) for name, value in requested.items()}
