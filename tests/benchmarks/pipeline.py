@@ -234,7 +234,7 @@ def checking_table(folder, count=10_000):
     files = write_clips(folder / "few", 240, 320, 12, 8)
     for i in range(count):
         split = "validation" if i % 10 == 0 else "train"
-        link = folder / "many" / split / f"label_{i % 2}" / f"{i}.mp4"
+        link = folder / "many" / split / f"label_{i // 10 % 2}" / f"{i}.mp4"
         link.parent.mkdir(parents=True, exist_ok=True)
         os.link(files[i % 8], link)
     marks = [time.monotonic()]
