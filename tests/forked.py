@@ -1,7 +1,7 @@
 """Runs train.py in processes of its own that need not load torch anew: each is a fork.
 
-They are forked from one that has imported the script and done nothing else. A test can kill them,
-and what is said to them, as if they had been started by `python train.py`; other tests do that.
+They are forked from one that has imported the script and done nothing else. They can be killed and
+told to end like a process that `python train.py` starts; other tests start it that way.
 """
 
 import multiprocessing
@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from unittest import mock
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -51,12 +52,9 @@ class Run:
         flags = [str(flag) for flag in flags]
         arguments = (folder, self.files, flags, clean | environment, code)
         self.process = CONTEXT.Process(target=_child, args=arguments)
-        before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), SCRIPTS
         CONTEXT.set_forkserver_preload(["train"])
-        self.process.start()  # the first time with the server, which looks for `train` there
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        with mock.patch.dict(os.environ, PYTHONPATH=SCRIPTS):  # where the server looks for it
+            self.process.start()  # the first one starts the server
 
     def wait(self, seconds=300):
         self.process.join(seconds)

@@ -1,6 +1,6 @@
 """What a clip costs before it reaches the model. Prints tables of ratios, all from one run.
 
-    python tests/benchmarks/pipeline.py                   # about 15 minutes on two cores
+    python tests/benchmarks/pipeline.py                   # about half an hour on two cores
     python tests/benchmarks/pipeline.py --only memory
 
 Clips are synthetic (a drifting texture, moving discs, sensor noise), H.264 with x264's defaults, 2

@@ -65,7 +65,7 @@ def channel(uri, name="train", **source):
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
-def wait_until(condition, seconds=240):  # two processes of torch start slowly on a busy machine
+def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, f"nothing happened for {seconds} seconds"

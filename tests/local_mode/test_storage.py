@@ -241,7 +241,7 @@ def test_a_resumed_run_survives_it_all(port, clips_folder, native_checkpoint):
     def saved():
         return {key.split("/")[1] for key in keys("rotating/")}
 
-    wait_until(lambda: saved() & {"checkpoint-8", "checkpoint-12"})
+    wait_until(lambda: saved() & {"checkpoint-8", "checkpoint-12"}, 240)  # torch starts slowly
     aws.interrupt("rotating", port)
     answer = finish("rotating")
     assert answer["TrainingJobStatus"] == "Completed", log("rotating")
