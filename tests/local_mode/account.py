@@ -65,10 +65,11 @@ def channel(uri, name="train", **source):
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=60, told=str):
+    """Wait for a condition and return it; a failure says what `told()` returns."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"nothing happened for {seconds} seconds"
+        assert time.monotonic() < deadline, f"nothing happened for {seconds} s. {told()}"
         time.sleep(0.1)
     return result
 

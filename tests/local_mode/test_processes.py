@@ -76,7 +76,7 @@ def sdk(port, tmp_path_factory):
         name = trainer._latest_training_job.training_job_name
         # Two processes of torch start slowly on a busy machine.
         running = lambda: describe(name)["TrainingJobStatus"] not in FINAL  # noqa: E731
-        wait_until(lambda: "started" in log(name) or not running(), 240)
+        wait_until(lambda: "started" in log(name) or not running(), 240, lambda: log(name))
         return name
 
     return start
@@ -202,9 +202,11 @@ def test_torchrun_its_workers_and_theirs_work_and_are_told(sdk, port):
             with pebble.ProcessPool(max_workers=1) as pool:
                 there = pool.schedule(os.getpid, timeout=60).result()
             assert there != os.getpid() and psutil.Process().name().startswith("python")
-            print("sum", total.item(), "of", sum(len(batch) for batch in loader))
+            found = sum(len(batch) for batch in loader)
+            # In one write each: print() writes its "\\n" apart, after what the other has to say.
+            os.write(1, f"sum {total.item()} of {found}\\n".encode())
             dist.barrier()
-            print("started", flush=True)
+            os.write(1, b"started\\n")
             time.sleep(600)
     """
     name = sdk("torchrun", script, command="exec torchrun --nproc_per_node 2 train.py")
