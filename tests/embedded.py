@@ -2,9 +2,13 @@
 
 import os
 import socket
+import subprocess
 from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest import mock
 
 from contract import watched
+from forked_aws import Fork
 from local_mode import aws
 
 
@@ -34,12 +38,13 @@ def own_aws(start=True, **options):
     before, port = dict(os.environ), free_port()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
+    forked = SimpleNamespace(Popen=Fork, DEVNULL=subprocess.DEVNULL)
     try:
         forget_sdk_clients()
-        if start:
-            aws.start(port, **options)
-            aws.connect(f"http://127.0.0.1:{port}")
-        with watched() as breaches:
+        with mock.patch.object(aws, "subprocess", forked), watched() as breaches:
+            if start:
+                aws.start(port, **options)
+                aws.connect(f"http://127.0.0.1:{port}")
             yield port
         assert not breaches, "\n".join(dict.fromkeys(breaches))
     finally:

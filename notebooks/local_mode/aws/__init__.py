@@ -162,7 +162,7 @@ def stop(port=PORT):
     with contextlib.suppress(psutil.Error, OSError, ValueError):
         # A server that hangs is known by the file.
         server = psutil.Process(running["pid"] if running else int((state / "pid").read_text()))
-        if f"--port={port}" in server.cmdline():
+        if server.cwd() == str(state):  # and no other program that has this number by now
             server.suspend()  # it shall start nothing while its children are counted
             family = [server, *server.children(recursive=True)]
     for process in family:

@@ -8,6 +8,9 @@ import sys
 
 from . import _state_folder, processes
 
+os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"  # read when moto is imported
+os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"  # AmazonSageMakerFullAccess, ...
+
 
 class Server:
     """moto's server, with a door of its own and the operations that moto lacks."""
@@ -22,8 +25,7 @@ class Server:
         self.url, self.state = f"http://127.0.0.1:{port}", _state_folder(port)
 
     def serve(self):
-        os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"  # read when moto is imported
-        os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"  # AmazonSageMakerFullAccess, ...
+        os.chdir(self.state)  # aws.stop knows the server by it
         from moto.moto_server import werkzeug_app as app
         from werkzeug.serving import make_server
 
