@@ -1,5 +1,6 @@
 """Puts scripts/ and notebooks/ where tests can import from them; a few clips and a tiny model."""
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import av  # noqa: E402, F401  before decord, whose libvpx would else write VP9 for it, and fail
 import pytest  # noqa: E402
+from botocore.loaders import JSONFileLoader  # noqa: E402
 from jsonschema import Draft202012Validator  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +70,16 @@ def each_schema_is_checked_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Draft202012Validator, "check_schema", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_model_of_aws_is_read_once():
+    """A new session of boto3 reads AWS's models anew, and each notebook's cell may begin one."""
+    read, loader = JSONFileLoader.load_file, JSONFileLoader()
+    once = functools.cache(lambda path: read(loader, path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda self, path: once(path))
         yield
 
 

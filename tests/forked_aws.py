@@ -5,6 +5,7 @@ process id. Tests of the start itself (local_mode/test_server.py) and the notebo
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,7 +20,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 LOCK = threading.Lock()
-SERVICES = ("s3", "iam", "sts", "logs", "sagemaker", "cloudwatch", "servicequotas")
+SERVICES = ("s3", "iam", "sts", "logs", "sagemaker", "cloudwatch", "service-quotas")
 
 
 class Fork:
@@ -62,12 +63,19 @@ def child(arguments, folder, environment, log):
 
 def main():
     sys.path.insert(0, str(ROOT / "notebooks"))
-    folder = Path("notebooks/local_mode/aws")
-    for module in ["server", *sorted(path.stem for path in (ROOT / folder).glob("[a-z]*.py"))]:
+    folder = ROOT / "notebooks/local_mode/aws"
+    for module in ["server", *sorted(path.stem for path in folder.glob("[a-z]*.py"))]:
         importlib.import_module(f"local_mode.aws.{module}")
+    from moto.core.utils import get_service_model
+    from moto.iam.models import DEFAULT_ACCOUNT_ID, get_account_id_from, iam_backends
+    from moto.moto_server import werkzeug_app  # noqa: F401
+
     for service in SERVICES:
-        importlib.import_module(f"moto.{service}.responses")
-    importlib.import_module("moto.moto_server.werkzeug_app")
+        importlib.import_module(f"moto.{service.replace('-', '')}.responses")
+        get_service_model(service)
+    iam_backends[DEFAULT_ACCOUNT_ID]["aws"]  # this one, and then those of China and others:
+    get_account_id_from("")  # a first request would wait for all of AWS's policies
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those that have ended are no zombies
     for line in sys.stdin:
         pid = os.fork()
