@@ -7,6 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+# Each of a hundred processes would compile transformers anew, in 3.5 s, where this is set.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 # Before torch is there: threads that spin while they wait make tests beside them four times slower.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 

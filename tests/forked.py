@@ -12,6 +12,8 @@ from pathlib import Path
 from unittest import mock
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")
+TRAIN = f"{SCRIPTS}/train.py"
+AS_A_SCRIPT = f"import runpy; runpy.run_path({TRAIN!r}, run_name='__main__')"
 CONTEXT = multiprocessing.get_context("forkserver")
 
 

@@ -1,13 +1,11 @@
 """What a run tells while it runs: log lines that become metrics, TensorBoard, MLflow."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY
+from forked import AS_A_SCRIPT, Run
 from tutorial import launch
 
 HISTORY = {"train/loss": "loss", "eval/loss": "eval_loss", "eval/accuracy": "eval_accuracy"}
@@ -15,13 +13,13 @@ HISTORY = {"train/loss": "loss", "eval/loss": "eval_loss", "eval/accuracy": "eva
 
 @pytest.fixture(scope="module")
 def run(clips_folder, tmp_path_factory):
-    """Runs the script as SageMaker starts it, once for each tracker: its folder and its log."""
+    """Runs the script as a job has it, once for each tracker: its folder and its log."""
     done = {}
 
     def tracked_by(tracker):
         if tracker not in done:
             root = tmp_path_factory.mktemp(tracker)
-            environment = os.environ | {
+            environment = {
                 "SM_CHANNEL_TRAIN": str(clips_folder),
                 "SM_CHANNEL_MODEL": str(TINY),
                 "SM_MODEL_DIR": str(root / "model"),
@@ -29,11 +27,8 @@ def run(clips_folder, tmp_path_factory):
                 "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
             }
             flags = "--epochs 2 --train_batch_size 4 --logging_steps 2 --dataloader_num_workers 1"
-            result = subprocess.run(
-                [sys.executable, str(ROOT / "scripts" / "train.py"), *flags.split(),
-                 "--report_to", tracker],
-                env=environment, cwd=root, capture_output=True, text=True,
-            )  # fmt: skip
+            flags = [*flags.split(), "--report_to", tracker]
+            result = Run(root, flags, AS_A_SCRIPT, **environment).wait()
             assert result.returncode == 0, result.stdout + result.stderr
             done[tracker] = root, result.stdout
         return done[tracker]

@@ -14,6 +14,7 @@ import pytest
 import torch
 import train
 from conftest import ROOT, TINY
+from forked import AS_A_SCRIPT, Run
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForVideoClassification, pipeline, set_seed
 from tutorial import account, launch
@@ -367,12 +368,11 @@ def test_frames_and_sizes_that_do_not_divide_are_named(native_checkpoint):
             train.load_model(str(native_checkpoint), LABELS, frames, size)
 
 
-def test_old_transformers_are_refused():
-    code = "import transformers; transformers.__version__ = '5.13.0'; import train"
-    code = f"import importlib.metadata as m; v = m.version; m.version = lambda n: '5.13.0' if n == 'transformers' else v(n); {code}"  # noqa: E501
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True
-    )
+def test_old_transformers_are_refused(tmp_path):
+    code = "import transformers; transformers.__version__ = '5.13.0'; "
+    code += "import importlib.metadata as m; v = m.version; "
+    code += "m.version = lambda n: '5.13.0' if n == 'transformers' else v(n); "
+    result = Run(tmp_path, [], code + AS_A_SCRIPT).wait()
     assert result.returncode and "transformers>=5.18" in result.stderr
 
 
@@ -492,13 +492,10 @@ def test_the_log_is_lines_without_bars_or_warnings(job):
 
 def test_a_failed_job_says_why(tmp_path):
     (tmp_path / "output").mkdir()
-    environment = os.environ | {
+    environment = {
         "SM_OUTPUT_DIR": str(tmp_path / "output"), "SM_MODEL_DIR": str(tmp_path / "model"),
     }  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), "--epoch", "3"],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    result = Run(tmp_path, ["--epoch", "3"], AS_A_SCRIPT, **environment).wait()
     assert result.returncode == 1
     failure = (tmp_path / "output" / "failure").read_text()
     assert failure.startswith("ValueError: ") and "'--epoch'" in failure and len(failure) <= 1024
