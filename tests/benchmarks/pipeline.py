@@ -1,6 +1,6 @@
 """What a clip costs before it reaches the model. Prints tables of ratios, all from one run.
 
-    python tests/benchmarks/pipeline.py                   # about half an hour on two cores
+    python tests/benchmarks/pipeline.py                   # about an hour on two cores
     python tests/benchmarks/pipeline.py --only memory
 
 Clips are synthetic (a drifting texture, moving discs, sensor noise), H.264 with x264's defaults, 2
@@ -229,22 +229,29 @@ def memory_table(folder, count=2000):
     print(f"   growth: {sizes[count] - sizes[100]:.1f} MiB")
 
 
-def checking_table(folder, count=10_000):
-    """A data set of many clips before its first step: found and listed, and each one opened."""
-    files = write_clips(folder / "few", 240, 320, 12, 8)
-    for i in range(count):
-        split = "validation" if i % 10 == 0 else "train"
-        link = folder / "many" / split / f"label_{i // 10 % 2}" / f"{i}.mp4"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        os.link(files[i % 8], link)
-    marks = [time.monotonic()]
-    clips = train.load_clips(str(folder / "many"))
-    marks.append(time.monotonic())
-    prepare_clips.check_clips(clips, FRAMES)
-    listed, checked = np.diff([*marks, time.monotonic()])
+def checking_table(folder, count):
+    """A data set of many clips before its first step: found and listed, and each one opened.
+
+    A clip as it came is compared frame by frame; of a prepared one, a sample is read.
+    """
+    raw = write_clips(folder / "few", 240, 320, 12, 8)
+    ready = [folder / f"{number}.mp4" for number in range(8)]
+    for source, target in zip(raw, ready, strict=True):
+        clip_files.prepare_clip(Path(source), target, 256, 12)
     print(f"\n{count:,} clips of 320x240 on {os.cpu_count()} cores (wall time)")
-    print(f"found and listed: {listed:.1f} s   each opened: {checked:.0f} s", end="")
-    print(f" ({count / checked:.0f} clips/s)")
+    for name, files in (("prepared", ready), ("as they came", raw)):
+        for i in range(count):
+            split = "validation" if i % 10 == 0 else "train"
+            link = folder / name / split / f"label_{i // 10 % 2}" / f"{i}.mp4"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(files[i % 8], link)
+        marks = [time.monotonic()]
+        clips = train.load_clips(str(folder / name))
+        marks.append(time.monotonic())
+        prepare_clips.check_clips(clips, FRAMES)
+        listed, checked = np.diff([*marks, time.monotonic()])
+        print(f"{name:13} found and listed: {listed:.1f} s   each opened: {checked:.0f} s", end="")
+        print(f" ({count / checked:.0f} clips/s)", flush=True)
 
 
 def starting_table(folder, rounds=3):
@@ -296,6 +303,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=6, help="of each kind")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=10_000, help="of the clips that are checked")
     parser.add_argument("--only", choices=TABLES)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a DataLoader worker
@@ -307,7 +315,7 @@ def main():
             "preparing": lambda: preparing_table(folder, args.rounds),
             "growth": lambda: growth_table(folder, args.clips),
             "memory": lambda: memory_table(folder),
-            "checking": lambda: checking_table(folder),
+            "checking": lambda: checking_table(folder, args.count),
             "starting": lambda: starting_table(folder),
         }
         for name, table in tables.items():
