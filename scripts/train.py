@@ -225,10 +225,10 @@ def clip_processor(folder, size: int):
 
 
 def normalised(clips: torch.Tensor, processor) -> torch.Tensor:
-    """uint8 [..., channels, height, width] -> float32 for the model, in one pass on any device."""
+    """uint8 [..., channels, height, width] -> float32 for the model, in one buffer."""
     mean = torch.tensor(processor.image_mean, device=clips.device).view(3, 1, 1)
     std = torch.tensor(processor.image_std, device=clips.device).view(3, 1, 1)
-    return torch.addcmul(-mean / std, clips.float(), 1 / (255 * std))
+    return clips.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def trainable(model, freeze: str = "none", lora_rank: int = 0):
