@@ -78,7 +78,8 @@ def found_intervals(result: dict, label: str, threshold: float, smooth: int = 3)
 
     result: of inference.classify_video. smooth: windows in the moving average, odd; 1: none.
     """
-    smoothed = inference.moving_average(np.array(result["probabilities"]), smooth)
+    probabilities = np.array(result["probabilities"], np.float32)  # as they were: ties stay ties
+    smoothed = inference.moving_average(probabilities, smooth)
     how = result["labels"], result["duration"], threshold
     found = inference.intervals(result["times"], smoothed, *how)
     return [interval for interval in found if interval["label"] == label]
