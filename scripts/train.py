@@ -228,7 +228,7 @@ def normalised(clips: torch.Tensor, processor) -> torch.Tensor:
     """uint8 [..., channels, height, width] -> float32 for the model, in one buffer."""
     mean = torch.tensor(processor.image_mean, device=clips.device).view(3, 1, 1)
     std = torch.tensor(processor.image_std, device=clips.device).view(3, 1, 1)
-    return clips.float().div_(255 * std).sub_(mean / std)
+    return clips.to(torch.float32, copy=True).div_(255 * std).sub_(mean / std)
 
 
 def trainable(model, freeze: str = "none", lora_rank: int = 0):

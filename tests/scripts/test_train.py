@@ -382,6 +382,9 @@ def test_uint8_clips_are_normalised_as_the_processor_does(tmp_path):
     expected = processor(list(frames), return_tensors="pt")["pixel_values"]
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
     torch.testing.assert_close(train.normalised(clip, processor), expected, atol=1e-5, rtol=1e-5)
+    blended = clip.float()  # what is float already, by mixup, is copied too
+    torch.testing.assert_close(train.normalised(blended, processor), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(blended, clip.float())
 
 
 # ---- Metric and flags
