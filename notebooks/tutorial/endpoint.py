@@ -8,6 +8,7 @@ of the notebook dies, watchdog.py takes the endpoint down.
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import tarfile
@@ -121,8 +122,13 @@ def gpu_host(image: str, instance: str, transform: bool = False) -> dict:
 
 def new_name(here) -> tuple[str, str]:
     """A name for a model and its endpoint, and its folder s3://bucket/prefix/name."""
-    name = f"video-endpoint-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"video-endpoint-{_stamp()}"
     return name, f"s3://{here.run['bucket']}/{here.run['prefix']}/{name}"
+
+
+def _stamp():
+    """The time, and four random characters: an account may be shared, and a cell run twice."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def _make_model(here, packed, request, network):
@@ -348,12 +354,13 @@ def take_down(here, name: str) -> None:
 def transform(here, packed, model: dict, files, instance: str, network=None) -> list[dict]:
     """The answers of a batch transform job for video files, in their order; the job ends itself.
 
-    `packed`: of pack. `model`: a create_model request; job and model get its name, with "transform"
-    for "endpoint". `network`: see serving. A video gets 300 seconds, and the job an hour; then, and
-    after an error or Ctrl-C, the job is stopped. Raises RuntimeError with AWS's reason if it fails,
-    TimeoutError if it does not end.
+    `packed`: of pack. `model`: a create_model request; job and model get a name of their own, since
+    AWS keeps a job's name for ever. `network`: see serving. A video gets 300 seconds, and the job
+    an hour; then, and after an error or Ctrl-C, the job is stopped. Raises RuntimeError with AWS's
+    reason if it fails, TimeoutError if it does not end.
     """
-    name, home = model["ModelName"].replace("video-endpoint", "video-transform"), _home(model)
+    name = f"video-transform-{_stamp()}"
+    home = f"{_home(model)}/{name}"
     model, s3 = model | {"ModelName": name}, here.session.client("s3")
     here.add("jobs", f"transform-job/{name}")
     try:
