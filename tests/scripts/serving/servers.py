@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import psutil
 import urllib3
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
-BIN = Path(sys.executable).parent
 
 
 class Server(NamedTuple):
@@ -79,13 +77,14 @@ def running(kind: str, model: Path, faults=False, wait=True, **environ) -> Itera
     with tempfile.TemporaryDirectory(prefix="s-") as home:  # short: sockets lie in it
         home = Path(home)
         (home / "tmp").mkdir()
+        (home / "venv").symlink_to(sys.prefix)  # Ray does not quote: this path has no space
         folder = unpack(model, home, faults)
         given = {
             "SM_MODEL_DIR": folder, "TMPDIR": home / "tmp",
             "PYTHONUNBUFFERED": 1, "RAY_USAGE_STATS_ENABLED": 0,
             "RAY_prestart_worker_first_driver": 0,
             "PYTHONPATH": os.pathsep.join(map(str, (folder, folder / "code"))),
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{home}/venv/bin{os.pathsep}{os.environ['PATH']}",
         } | environ  # fmt: skip
         given = os.environ | {name: str(value) for name, value in given.items()}
         given.pop("OMP_NUM_THREADS", None)
@@ -125,14 +124,14 @@ def own(home, folder, port, others, environ):
 
 RAY = """
 for attempt in 1 2 3; do  # a busy computer may take more than Ray's 30 seconds
-  ray start --head --port={0} --include-dashboard=False --num-gpus=0 --temp-dir={home}/ray \
-    --object-store-memory=200000000 --dashboard-agent-listen-port={1} --block \
-    --metrics-export-port={2} --runtime-env-agent-port={3}
+  python -m ray.scripts.scripts start --head --port={0} --include-dashboard=False --num-gpus=0 \
+    --temp-dir={home}/ray --object-store-memory=200000000 --block \
+    --dashboard-agent-listen-port={1} --metrics-export-port={2} --runtime-env-agent-port={3}
 done &
 until [ -s ray/ray_current_cluster ]; do sleep 0.2; done
 export RAY_ADDRESS=$(cat ray/ray_current_cluster)
-serve start --http-host=127.0.0.1 --http-port={port}
-serve run {folder}/config.yaml &
+python -m ray.serve.scripts start --http-host=127.0.0.1 --http-port={port}
+python -m ray.serve.scripts run {folder}/config.yaml &
 wait
 """
 
@@ -173,9 +172,10 @@ def end(process: subprocess.Popen) -> None:
     with suppress(psutil.NoSuchProcess):  # it has ended by itself
         first = psutil.Process(process.pid)
         family = [first, *first.children(recursive=True)]
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    for member in family:  # some of Ray's are in no group of ours
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
+    _, alive = psutil.wait_procs(family, timeout=2)  # Ray takes any time
     for member in alive:
         with suppress(psutil.NoSuchProcess):
             member.kill()
