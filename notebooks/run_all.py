@@ -5,7 +5,9 @@
     python notebooks/run_all.py --open                  # step through them in JupyterLab instead
     python notebooks/run_all.py --only 02               # one notebook, or: --only how_to/deploy
     python notebooks/run_all.py --parameters my.yaml    # your own, for example your AWS account
+    python notebooks/run_all.py --language zh-TW        # 01 to 06 in Chinese; with --open too
     python notebooks/run_all.py --refresh-gallery       # and renew the README's pictures
+    python notebooks/run_all.py --site FOLDER           # a web site of what --all has executed
 
 Each notebook is executed by papermill with those of the parameters that it has. The first failure
 ends the run: it names notebook, cell and error, and the exit code is 1. `--open` makes copies
@@ -23,6 +25,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pages
 import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
@@ -45,28 +48,36 @@ def arguments():
     )
     parser.add_argument("--all", action="store_true", help="the guides too")
     parser.add_argument("--only", nargs="+", default=[], metavar="NN", help="such as: 02 03")
+    parser.add_argument("--language", choices=["en", "zh-TW"], default="en", help="of 01 to 06")
     parser.add_argument("--refresh-gallery", action="store_true", help="renew notebooks/images")
+    parser.add_argument("--site", type=Path, metavar="FOLDER", help="write it, and run nothing")
     parser.add_argument("--output-dir", type=Path, default=HERE / "outputs", metavar="FOLDER")
     parser.add_argument("--open", nargs=argparse.REMAINDER, metavar="OPTION", help="JupyterLab")
     return parser.parse_args()
 
 
 def name_of(notebook):
-    """How a notebook is called here: 01_setup, how_to/deploy."""
+    """How a notebook is called here: 01_setup, how_to/deploy, zh-TW/01_setup."""
     return notebook.relative_to(HERE).with_suffix("").as_posix()
 
 
-def all_notebooks():
+def all_notebooks(language="en"):
     """The tutorial with the guides before its last notebook, which deletes what they all made."""
-    tutorial = sorted(HERE.glob("0*.ipynb"))
+    tutorial = sorted(HERE.glob("0*.ipynb" if language == "en" else f"{language}/0*.ipynb"))
     guides = sorted(path for path in HERE.glob("how_to/*.ipynb") if path.name[:6] != "local_")
     return [*tutorial[:-1], *guides, tutorial[-1]]
+
+
+def to_open(language):
+    """What --open copies: an edition, the guides, and the English tutorial, where they lead."""
+    return [*dict.fromkeys([*all_notebooks(language), *all_notebooks()])]
 
 
 def parameters_of(notebooks, file):
     """{notebook: its parameters}, out of a YAML file. Raises ValueError for a name in none."""
     values = yaml.safe_load(file.read_text()) or {}
-    known = {path: papermill.inspect_notebook(str(path)) for path in all_notebooks()}
+    every = {*notebooks, *all_notebooks()}
+    known = {path: papermill.inspect_notebook(str(path)) for path in every}
     if unknown := sorted(values.keys() - {name for names in known.values() for name in names}):
         raise ValueError(f"{file}: no notebook has the parameter {', '.join(unknown)}")
     return {nb: {k: v for k, v in values.items() if k in known[nb]} for nb in notebooks}
@@ -140,17 +151,35 @@ def refresh_gallery(pictures, gallery):
         print(f"  {image.name:20} {image.stat().st_size / 1000:.0f} kB")
 
 
+def write_site(output, folder):
+    """Writes the web site of what was executed; returns an error's text, or 0."""
+    try:
+        names = [name_of(path) for path in all_notebooks()]
+        pages.make(output, names, folder, os.environ.get("SITE_ADDRESS"))
+    except ModuleNotFoundError as error:
+        return f"--site: {error}. First: uv pip install -r tests/requirements.txt"
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        return f"--site: {error}"
+    print(f"open {os.path.relpath(folder / 'index.html')}")
+    return 0
+
+
 def main():
     if not hasattr(tarfile, "data_filter"):
         return f"Python 3.11.4 or newer is needed, to unpack archives safely; this is {VERSION}"
     args = arguments()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     output = args.output_dir.resolve()
-    wanted = all_notebooks()
+    if args.site:
+        return write_site(output, args.site.resolve())
+    wanted = all_notebooks(args.language)
     if args.only:
-        wanted = [path for path in wanted if name_of(path).startswith(tuple(args.only))]
-    elif args.open is None and not args.all:
-        wanted = [path for path in wanted if path.parent == HERE]
+        names = {path: name_of(path).removeprefix(f"{args.language}/") for path in wanted}
+        wanted = [path for path in wanted if names[path].startswith(tuple(args.only))]
+    elif args.open is not None:
+        wanted = to_open(args.language)
+    elif not args.all:
+        wanted = [path for path in wanted if path.parent.name != "how_to"]
     if not wanted:
         return f"--only {' '.join(args.only)}: no notebook's name begins like this"
     try:
@@ -182,7 +211,8 @@ def main():
             return 1
         print(f"      {time.monotonic() - start:.0f} s", flush=True)
     if args.refresh_gallery:
-        print("\nThe README's pictures:")
+        print("\nThe README's pictures, and the preview of links to it:")
+        pages.draw_preview(*(output / "pictures" / f"{n}.png" for n in ("timeline", "social")))
         refresh_gallery(output / "pictures", HERE / "images")
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes.")
     for what, folder in {

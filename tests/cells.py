@@ -12,26 +12,31 @@ def notebook_cells(name):
     return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
 
 
+def compiled(name, cell):
+    """The code of a cell, without its lines with magics."""
+    lines = (line for line in cell.source.splitlines() if line[:1] not in "%!" or not line)
+    return compile("\n".join(lines), f"{name}:{cell.id}", "exec")
+
+
 def run_cell(name, cell_id, **given):
     """What one cell defines in a namespace where only `given` is known before."""
-    (source,) = (cell.source for cell in notebook_cells(name) if cell.id == cell_id)
-    exec(compile(source, f"{name}:{cell_id}", "exec"), given)
+    (cell,) = (cell for cell in notebook_cells(name) if cell.id == cell_id)
+    exec(compiled(name, cell), given)
     return given
 
 
 def run_cells(name, parameters, stop=None):
     """The variables of a notebook after its code cells, up to the one with id `stop`.
 
-    `parameters` replace those of the parameters cell; an unknown one raises KeyError. Lines with
-    magics are left out. The working folder must be notebooks/, as for a reader.
+    `parameters` replace those of the parameters cell; an unknown one raises KeyError. The working
+    folder must be notebooks/, as for a reader.
     """
     variables = {"__name__": "__main__"}
     for cell in notebook_cells(name):
         if cell.id == stop:
             break
         if cell.cell_type == "code" and not cell.source.startswith("%%"):
-            lines = (line for line in cell.source.splitlines() if line[:1] not in "%!" or not line)
-            exec(compile("\n".join(lines), f"{name}:{cell.id}", "exec"), variables)
+            exec(compiled(name, cell), variables)
             if cell.id == "parameters":
                 if unknown := parameters.keys() - variables:
                     raise KeyError(f"{name} has no parameter {unknown}")

@@ -318,7 +318,7 @@ def curve_figure(table: pd.DataFrame, chance: float) -> Figure:
     axis.set(xlabel="training clips per class", ylabel="accuracy, test clips")
     axis.set_ylim(min(chance, table.low.min()) - 0.03, 1.01)
     axis.set_title("How many clips are enough")
-    axis.legend(fontsize=9, loc="lower right")
+    axis.legend(fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.1))  # above the dashed line
     axis.grid(color="0.92")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -18,7 +18,11 @@ FOLDER = ROOT / "notebooks"
 TUTORIAL = sorted(FOLDER.glob("0*.ipynb"))
 GUIDES = sorted(p for p in FOLDER.glob("how_to/*.ipynb") if not p.name.startswith("local_"))
 NOTEBOOKS = [*TUTORIAL, *GUIDES]
+CHINESE = sorted(FOLDER.glob("zh-TW/0*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_edition = pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *CHINESE], ids=lambda path: path.relative_to(FOLDER).as_posix()
+)
 CELLS = {"01": 22, "02": 48, "03": 26, "04": 34, "05": 48, "06": 10}  # at most
 
 
@@ -91,7 +95,7 @@ def test_tutorial_and_guides_keep_their_budgets(capsys):
     assert not faults and total <= 6500
 
 
-@each
+@each_edition
 def test_committed_without_outputs_with_stable_ids(path):
     raw = json.loads(path.read_text())
     assert (raw["nbformat"], raw["nbformat_minor"] >= 5) == (4, True)
@@ -111,7 +115,7 @@ def test_parameters_come_first_in_a_code_cell_and_are_explained(path):
         assert "#" in lines[node.lineno - 1]
 
 
-@each
+@each_edition
 def test_headings_descend(path):
     markdown = cells(path, "markdown")
     levels = [
@@ -142,7 +146,7 @@ def test_a_guide_says_time_and_money_and_the_way_on(path):
     assert re.search(r"\]\(.*\.(ipynb|md)", markdown[-1])
 
 
-@each
+@each_edition
 def test_nothing_private_is_committed(path):
     text = source(path)
     assert not re.search(r"\b\d{12}\b", text)
@@ -150,15 +154,37 @@ def test_nothing_private_is_committed(path):
     assert not re.search(r"\binput\(|%store|trust_remote_code *=|AKIA[A-Z0-9]{16}", text)
 
 
-PAGES = [ROOT / "README.md", FOLDER / "troubleshooting.md", *ROOT.glob("*/*/README.md")]
+PAGES = [ROOT / "README.md", *FOLDER.glob("**/troubleshooting.md"), *ROOT.glob("*/*/README.md")]
+SITE = "deployments/github-pages"  # of the repository on GitHub
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, *PAGES], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *CHINESE, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_relative_links_lead_somewhere(path):
     text = source(path) if path.suffix == ".ipynb" else path.read_text()
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if not target.startswith("http"):
+        if target.endswith(SITE):  # GitHub shows a page at <owner>/<repository>/blob/<branch>/
+            up = len(path.relative_to(ROOT).parts) - 1 + len(["blob", "branch"])
+            assert target == "../" * up + SITE
+        elif not target.startswith("http"):
             assert (path.parent / unquote(target)).exists(), target
+    assert all(re.findall(r"!\[([^]]*)\]\(", text)), "a picture without an alt text"
+
+
+def alt_texts(path):
+    texts = {cell.id: cell.metadata.get("mystnb") for cell in cells(path, "code")}
+    return {name: known["image"]["alt"] for name, known in texts.items() if known}
+
+
+def test_what_a_cell_shows_is_described_in_both_languages():
+    """(run_all.py --site finds the pictures that have no text.)"""
+    assert sum(len(alt_texts(path)) for path in NOTEBOOKS) > 30
+    for path in CHINESE:
+        english, chinese = alt_texts(FOLDER / path.name), alt_texts(path)
+        assert english.keys() == chinese.keys()
+        assert all(re.search("[\u4e00-\u9fff]", text) for text in chinese.values())
+        assert not any(re.search("[\u4e00-\u9fff]", text) for text in english.values())
 
 
 @pytest.mark.parametrize(
@@ -304,19 +330,24 @@ def test_local_parameters_are_known_and_change_values_only():
         assert not re.search(r"\bif .*(endpoint_url|local)", source(path)), path
 
 
-def test_stepping_through_locally_keeps_edits_and_links(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("language, folder", [("en", "."), ("zh-TW", "zh-TW")])
+def test_stepping_through_locally_keeps_edits_and_links(
+    tmp_path, monkeypatch, capsys, language, folder
+):
     """run_all.py --open: copies with local parameters, whose links lead to copies."""
     import run_all as series
 
-    (tmp_path / "how_to").mkdir()
-    for path in NOTEBOOKS:
-        (tmp_path / path.relative_to(FOLDER)).write_bytes(path.read_bytes())
+    for path in [*NOTEBOOKS, *CHINESE]:
+        copy = tmp_path / path.relative_to(FOLDER)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
     monkeypatch.setattr(series, "HERE", tmp_path)
     file = FOLDER / "local_mode" / "parameters.yaml"
-    parameters = series.parameters_of(series.all_notebooks(), file)
-    assert series.local_copies(parameters, file) == tmp_path / "local_01_setup.ipynb"
+    opened = series.to_open(language)
+    parameters = series.parameters_of(opened, file)
+    assert series.local_copies(parameters, file) == tmp_path / folder / "local_01_setup.ipynb"
     copies = sorted(tmp_path.glob("**/local_*.ipynb"))
-    assert len(copies) == len(NOTEBOOKS)
+    assert len(copies) == len(opened) == len(NOTEBOOKS) + len(CHINESE) * (language != "en")
     for copy in copies:
         for target in re.findall(r"\]\(([^)#]+\.ipynb)", source(copy)):
             assert Path(target).name.startswith("local_") and (copy.parent / target).exists()
@@ -327,12 +358,12 @@ def test_stepping_through_locally_keeps_edits_and_links(tmp_path, monkeypatch, c
         assert len(injected) == bool(given)
         code = "\n".join(cell.source for cell in cells(copy, "code"))
         assert "confirm_delete = True" not in code  # deleting is for a reader to say
-    edited = tmp_path / "local_02_local_smoke_train.ipynb"
+    edited = tmp_path / folder / "local_02_local_smoke_train.ipynb"
     edited.write_text(edited.read_text().replace("# 2. ", "# 2. My own: ", 1))
     before = {copy: copy.read_bytes() for copy in copies}
-    series.local_copies(series.parameters_of(series.all_notebooks(), file), file)
+    series.local_copies(series.parameters_of(opened, file), file)
     assert {copy: copy.read_bytes() for copy in copies} == before
-    assert "kept as it is: local_02_local_smoke_train" in capsys.readouterr().out
+    assert f"kept as it is: {series.name_of(edited)}" in capsys.readouterr().out
 
 
 def test_the_readme_is_read_in_five_minutes():
@@ -352,7 +383,8 @@ def test_the_readmes_pictures_are_small_and_made_by_the_series():
     folder = ROOT / "notebooks" / "images"
     texts = "".join([(ROOT / "README.md").read_text(), *map(source, NOTEBOOKS)])
     shown = set(re.findall(r"\((?:notebooks/|\.\./)?images/([\w.]+)\)", texts))
-    assert shown == {path.name for path in folder.iterdir()}  # none is missing, none is idle
+    preview = "social.png"  # which GitHub shows beside a link, and pages.draw_preview makes
+    assert {*shown, preview} == {path.name for path in folder.iterdir()}  # none is idle
     made = "".join(source(path) for path in NOTEBOOKS)
     for name in shown:
         assert f'"{Path(name).stem}")' in made, f"no notebook saves {name}"
