@@ -7,21 +7,15 @@ on a phone, nothing loaded from elsewhere. Files keep their folders, so links be
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nbformat
-from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "Fine-tune VideoMAE-v2"
 CHINESE = "notebooks/zh-TW"
-COPIED = [
-    "README.md", "LICENSE", "notebooks/*.md", "notebooks/images/*", "notebooks/aws/*.*",
-    "notebooks/how_to/*.md", "notebooks/local_mode/**/*.*", "notebooks/zh-TW/*.md",
-    "scripts/**/*.*", "tests/**/*.py", "tests/**/*.md",
-]  # fmt: skip
 SIDEBAR = {
     "Tutorial": ["notebooks/0*"],
     "繁體中文": [f"簡介 <{CHINESE}/README>", f"{CHINESE}/0*", f"{CHINESE}/troubleshooting"],
@@ -31,17 +25,50 @@ SIDEBAR = {
         "tests/benchmarks/*",
     ],
 }  # fmt: skip
+TEXTS = ["text/plain", "text/html", "text/markdown"]
 
 
-def without_paths(notebook, output):
-    """A copy that does not say where the notebook was executed, without the state of widgets."""
-    text = nbformat.writes(notebook).replace(str(output), "outputs").replace(str(ROOT), "..")
-    made = nbformat.reads(text, as_version=4)
+def private(output):
+    """{pattern: what a page says instead}: this computer's folders, and an account's number."""
+    embedded = re.escape(str(Path(tempfile.gettempdir(), "embedded-aws"))) + r"[\w-]*"
+    return {
+        re.escape(str(output)): "outputs",
+        re.escape(str(ROOT)): "..",
+        embedded: "embedded-aws",
+        r'(?<=[:"])\d{12}(?=[:"])': "123456789012",
+    }
+
+
+def cleaned(notebook, output):
+    """A copy without what is private, and without the state of widgets."""
+    made = nbformat.from_dict(notebook)
     made.metadata.pop("widgets", None)
+
+    def clean(text):
+        for pattern, instead in private(output).items():
+            text = re.sub(pattern, instead, text)
+        return text
+
     for cell in made.cells:
+        cell.source = clean(cell.source)
         for out in cell.get("outputs", []):
-            out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            if "text" in out:
+                out.text = clean(out.text)
+            data = out.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            data |= {kind: clean(text) for kind, text in data.items() if kind in TEXTS}
     return made
+
+
+def faults(notebook):
+    """What must not be shown: cells that failed, and pictures without an alt text."""
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            if out.output_type == "error":
+                yield f"cell {cell.id} failed with {out.ename}"
+            silent = not cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+            if "image/png" in out.get("data", {}) and silent:
+                yield f"cell {cell.id} shows a picture, and its metadata have no mystnb: image: alt"
 
 
 def translated(executed, edition):
@@ -53,32 +80,28 @@ def translated(executed, edition):
     return made
 
 
-def without_alt_text(notebook):
-    """The ids of cells that show a picture, and have no `mystnb: image: alt` in their metadata."""
-    return [
-        cell.id
-        for cell in notebook.cells
-        if any("image/png" in out.get("data", {}) for out in cell.get("outputs", []))
-        and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
-    ]
-
-
 def collect(output, names, source):
-    """Copies the repository's texts, and the executed notebooks, into the folder `source`."""
-    for path in {path for pattern in COPIED for path in ROOT.glob(pattern) if path.is_file()}:
-        copy = source / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
+    """Copies what git tracks, and the executed notebooks, into the folder `source`.
+
+    Raises ValueError with each notebook that failed or has a picture without an alt text.
+    """
+    tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    for name in filter(None, tracked.split("\0")):
+        if not name.startswith(".") and not name.endswith(".ipynb"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    found = []
     for name in names:
         executed = nbformat.read(output / "executed" / f"{name}.ipynb", as_version=4)
-        notebook = without_paths(executed, output)
-        if silent := without_alt_text(notebook):
-            raise ValueError(f"{name}: pictures without an alt text: {', '.join(silent)}")
+        found += [f"{name}: {fault}" for fault in faults(executed)]
+        notebook = cleaned(executed, output)
         nbformat.write(notebook, source / "notebooks" / f"{name}.ipynb")
         edition = ROOT / CHINESE / f"{name}.ipynb"
         if edition.exists():
             made = translated(notebook, nbformat.read(edition, as_version=4))
             nbformat.write(made, source / CHINESE / f"{name}.ipynb")
+    if found:
+        raise ValueError("\n".join(found))
     first = (source / "README.md").rename(source / "index.md")
     for page in [*source.rglob("*.md"), *source.rglob("*.ipynb")]:
         up = "../" * (len(page.relative_to(source).parts) - 1)
@@ -107,16 +130,18 @@ def make(output, names, folder, address=None):
     """Writes the site into `folder` from output/executed, where the notebooks `names` must lie.
 
     address: where the site will be, for its preview picture. Raises FileNotFoundError with the
-    notebooks that were not executed, ModuleNotFoundError without Sphinx, ValueError with the cells
-    whose picture has no alt text, RuntimeError if Sphinx warns, for example of a broken link.
+    notebooks that were not executed, ModuleNotFoundError without Sphinx, ValueError as collect
+    does, RuntimeError if Sphinx warns, for example of a broken link: `folder` is as it was then.
     """
     missing = [n for n in names if not (output / "executed" / f"{n}.ipynb").exists()]
     if missing:
         raise FileNotFoundError(f"not executed yet: {', '.join(missing)}. First: run_all.py --all")
-    from sphinx.application import Sphinx  # of tests/requirements.txt
+    import furo  # noqa: F401 (these three are in tests/requirements.txt)
+    import myst_nb  # noqa: F401
+    from sphinx.application import Sphinx
 
     with tempfile.TemporaryDirectory() as place:
-        source, tree = Path(place, "source"), Path(place, "tree")
+        source, made = Path(place, "source"), Path(place, "made", "site")
         collect(output, names, source)
         settings = {
             "project": TITLE, "html_title": TITLE, "extensions": ["myst_nb"], "html_theme": "furo",
@@ -125,17 +150,24 @@ def make(output, names, folder, address=None):
             "html_static_path": ["notebooks/images"],
         }  # fmt: skip
         with open(os.devnull, "w") as nowhere, open(Path(place, "log"), "w+") as log:
-            app = Sphinx(source, None, folder, tree, "html", settings, nowhere, log)
+            app = Sphinx(source, None, made, Path(place, "tree"), "html", settings, nowhere, log)
             app.connect("html-page-context", add_facts(address))
             app.build()
             log.seek(0)
-            faults = log.read()
-    if faults:
-        raise RuntimeError(f"the site in {folder} has faults:\n{faults}")
+            warnings = re.sub(r"\x1b\[[\d;]*m", "", log.read()).replace(str(source), "")
+        if warnings:
+            raise RuntimeError(f"Sphinx warns:\n{warnings}")
+        shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
 def draw_preview(timeline, file):
-    """The picture of 1280 x 640 pixels that a link to the repository shows: title and timeline."""
+    """The picture of 1280 x 640 pixels that a link to the repository shows: title and timeline.
+
+    Raises FileNotFoundError without the picture `timeline`, which notebook 4 makes.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12.8, 6.4), dpi=100)
     title = "Fine-tune VideoMAE-v2 on your own video clips"
     figure.text(0.5, 0.9, title, fontsize=32, weight="bold", ha="center", va="center")

@@ -5,7 +5,7 @@
     python notebooks/run_all.py --open                  # step through them in JupyterLab instead
     python notebooks/run_all.py --only 02               # one notebook, or: --only how_to/deploy
     python notebooks/run_all.py --parameters my.yaml    # your own, for example your AWS account
-    python notebooks/run_all.py --language zh-TW        # 01 to 06 in Chinese; with --open too
+    python notebooks/run_all.py --language zh-TW        # 01 to 06 in Chinese; before --open too
     python notebooks/run_all.py --refresh-gallery       # and renew the README's pictures
     python notebooks/run_all.py --site FOLDER           # a web site of what --all has executed
 
@@ -53,7 +53,16 @@ def arguments():
     parser.add_argument("--site", type=Path, metavar="FOLDER", help="write it, and run nothing")
     parser.add_argument("--output-dir", type=Path, default=HERE / "outputs", metavar="FOLDER")
     parser.add_argument("--open", nargs=argparse.REMAINDER, metavar="OPTION", help="JupyterLab")
-    return parser.parse_args()
+    args = parser.parse_args()
+    own = {option for action in parser._actions for option in action.option_strings}
+    if late := [
+        word for word in args.open or [] if word.partition("=")[0] in own - {"-h", "--help"}
+    ]:
+        parser.error(f"{late[0]} must stand before --open: what follows goes to JupyterLab")
+    others = (args.all, args.only, args.refresh_gallery, args.open is not None)
+    if args.site and (any(others) or args.language != "en"):
+        parser.error("--site runs nothing: it shows what run_all.py --all has executed")
+    return args
 
 
 def name_of(notebook):
@@ -157,7 +166,8 @@ def write_site(output, folder):
         names = [name_of(path) for path in all_notebooks()]
         pages.make(output, names, folder, os.environ.get("SITE_ADDRESS"))
     except ModuleNotFoundError as error:
-        return f"--site: {error}. First: uv pip install -r tests/requirements.txt"
+        install = f"{sys.executable} -m uv pip install -r tests/requirements.txt"
+        return f"--site: {error}. First: {install} --python {sys.executable}"
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         return f"--site: {error}"
     print(f"open {os.path.relpath(folder / 'index.html')}")
@@ -174,8 +184,9 @@ def main():
         return write_site(output, args.site.resolve())
     wanted = all_notebooks(args.language)
     if args.only:
+        begins = tuple(name.removeprefix(f"{args.language}/") for name in args.only)
         names = {path: name_of(path).removeprefix(f"{args.language}/") for path in wanted}
-        wanted = [path for path in wanted if names[path].startswith(tuple(args.only))]
+        wanted = [path for path in wanted if names[path].startswith(begins)]
     elif args.open is not None:
         wanted = to_open(args.language)
     elif not args.all:

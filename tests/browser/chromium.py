@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api")
+sync_api.expect.set_options(timeout=30_000)  # a busy computer is slow
 NAMES = ["chromium", "chromium-browser", "google-chrome"]
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 PICTURES = ROOT / "notebooks" / "outputs" / "browser"

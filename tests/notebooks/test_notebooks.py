@@ -154,7 +154,12 @@ def test_nothing_private_is_committed(path):
     assert not re.search(r"\binput\(|%store|trust_remote_code *=|AKIA[A-Z0-9]{16}", text)
 
 
-PAGES = [ROOT / "README.md", *FOLDER.glob("**/troubleshooting.md"), *ROOT.glob("*/*/README.md")]
+PAGES = [
+    ROOT / "README.md",
+    *FOLDER.glob("*/troubleshooting.md"),
+    FOLDER / "troubleshooting.md",
+    *ROOT.glob("*/*/README.md"),
+]
 SITE = "deployments/github-pages"  # of the repository on GitHub
 
 
@@ -299,6 +304,9 @@ def test_the_clean_up_says_that_there_is_nothing_to_clean(tmp_path, run):
     "arguments, text, message",
     [
         (["--only", "07"], "", "--only 07: no notebook's name begins like this"),
+        (["--language", "zh-TW", "--only", "zh-TW/07"], "", "no notebook's name begins like this"),
+        (["--open", "--language", "zh-TW"], "", "--language must stand before --open"),
+        (["--site", "site", "--only", "02"], "", "--site runs nothing"),
         ([], "clip_hight: 96", "no notebook has the parameter clip_hight"),
         (["--parametres", "x"], "", "unrecognized arguments: --parametres"),
     ],

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -56,7 +57,7 @@ class Launch:
 
 @pytest.mark.parametrize("job", [None, "video-segmentation-1"])
 def test_a_folder_becomes_a_channel_and_a_name_on_the_hub_a_flag(tmp_path, job):
-    given = {"Path": Path, "here": None, "videos": "v", "segmentation": {"epochs": 3}}
+    given = {"os": os, "here": None, "videos": "v", "segmentation": {"epochs": 3}}
     for name, inputs, flags in (
         (str(tmp_path), {"train": "v", "model": str(tmp_path)}, {"epochs": 3}),
         ("owner/model", {"train": "v"}, {"epochs": 3, "model_name": "owner/model"}),
