@@ -250,19 +250,21 @@ def test_a_server_is_healthy_only_with_a_model(kind, model, tmp_path):
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     (folder / "slow").touch()
     with servers.running(kind, folder, faults=True, wait=False) as endpoint:
-        wait_until(lambda: endpoint.workers() and servers.status(endpoint.ping) == 503)
+        wait_until(
+            lambda: endpoint.workers() and servers.status(endpoint.ping) == 503, endpoint.said
+        )
         (endpoint.model / "broken").touch()
         (endpoint.model / "slow").unlink()
-        wait_until(lambda: "ValueError: a model without weights" in endpoint.said())
+        wait_until(lambda: "ValueError: a model without weights" in endpoint.said(), endpoint.said)
         for _ in range(20):
             assert servers.status(endpoint.ping) != 200
             time.sleep(0.1)
 
 
-def wait_until(condition, seconds=240):
+def wait_until(condition, said=str, seconds=240):
     limit = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < limit
+        assert time.monotonic() < limit, said()
         time.sleep(0.1)
 
 
