@@ -114,14 +114,15 @@ def collect(output, names, source):
 
 
 def add_facts(address):
-    """What a page's head says beside its title: its language, and the picture of its preview."""
+    """What a page's head says beside its title: language, wide tables, the preview's picture."""
 
     def add(app, name, template, context, doctree):
         context["language"] = "zh-TW" if name.startswith(CHINESE) else "en"
+        tags = "<style>.cell_output .output { overflow-x: auto }</style>"  # on a phone
         if address:
             picture = f"{address.rstrip('/')}/_static/social.png"
-            tag = f'<meta property="og:image" content="{picture}">'
-            context["metatags"] = context.get("metatags", "") + tag
+            tags += f'<meta property="og:image" content="{picture}">'
+        context["metatags"] = context.get("metatags", "") + tags
 
     return add
 
