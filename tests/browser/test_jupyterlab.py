@@ -192,7 +192,9 @@ def test_the_next_link_opens_the_next_copy(lab, number):
     following = re.search(r"Next.*?\]\((\w+\.ipynb)\)", last)[1]
     panel = lab.page.locator(".jp-WindowedPanel-outer").first
     link = lab.page.locator(f".jp-Notebook a[href*='{following}']").last
-    while not panel.evaluate(DOWN) or not link.is_visible():
+    for _ in range(100):  # screens; what is not on the screen may not be there
+        if panel.evaluate(DOWN) and link.is_visible():
+            break
         lab.page.wait_for_timeout(300)
     link.click()
     tab = lab.page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current")
