@@ -83,7 +83,8 @@ def translated(executed, edition):
 def collect(output, names, source):
     """Copies what git tracks, and the executed notebooks, into the folder `source`.
 
-    Raises ValueError with each notebook that failed or has a picture without an alt text.
+    Raises ValueError with each notebook that failed or has a picture without an alt text,
+    CalledProcessError outside a clone.
     """
     tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
     for name in filter(None, tracked.split("\0")):

@@ -19,6 +19,7 @@ import argparse
 import logging
 import os
 import re
+import subprocess
 import sys
 import tarfile
 import time
@@ -168,6 +169,8 @@ def write_site(output, folder):
     except ModuleNotFoundError as error:
         install = f"{sys.executable} -m uv pip install -r tests/requirements.txt"
         return f"--site: {error}. First: {install} --python {sys.executable}"
+    except subprocess.CalledProcessError:
+        return f"--site: {HERE.parent} is no clone: git must say which files belong to it"
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         return f"--site: {error}"
     print(f"open {os.path.relpath(folder / 'index.html')}")
