@@ -25,6 +25,13 @@ SIDEBAR = {
         "tests/benchmarks/*",
     ],
 }  # fmt: skip
+# Tables of pandas: thin lines; a wide one scrolls by itself on a phone.
+STYLE = """
+.cell_output .output { overflow-x: auto }
+.cell_output table.dataframe { border: 0; border-collapse: collapse; font-size: 0.85em }
+.cell_output .dataframe :is(th, td) {
+  border: 0; border-bottom: 1px solid var(--color-table-border); padding: 0.3em 0.6em }
+"""
 TEXTS = ["text/plain", "text/html", "text/markdown"]
 
 
@@ -119,7 +126,7 @@ def add_facts(address):
 
     def add(app, name, template, context, doctree):
         context["language"] = "zh-TW" if name.startswith(CHINESE) else "en"
-        tags = "<style>.cell_output .output { overflow-x: auto }</style>"  # on a phone
+        tags = f"<style>{STYLE}</style>"
         if address:
             picture = f"{address.rstrip('/')}/_static/social.png"
             tags += f'<meta property="og:image" content="{picture}">'
@@ -148,6 +155,7 @@ def make(output, names, folder, address=None):
         settings = {
             "project": TITLE, "html_title": TITLE, "extensions": ["myst_nb"], "html_theme": "furo",
             "nb_execution_mode": "off", "nb_merge_streams": True, "myst_heading_anchors": 4,
+            "nb_render_markdown_format": "myst",  # which knows tables
             "html_show_sphinx": False, "html_copy_source": False, "html_show_copyright": False,
             "html_static_path": ["notebooks/images"],
         }  # fmt: skip
