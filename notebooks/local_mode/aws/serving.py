@@ -116,7 +116,7 @@ def start_ray(folder):
                 _temp_dir=folder,
             )
             break
-        except Exception:  # it gives its own processes 30 seconds, however busy the computer is
+        except Exception:  # its own processes have 15 seconds (ray-project/ray/issues/65983)
             if not tries_left:
                 raise
             ray.shutdown()

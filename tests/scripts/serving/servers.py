@@ -122,10 +122,13 @@ def own(home, folder, port, others, environ):
     return [sys.executable, str(program / "server.py")], "/invocations"
 
 
+# Ray ends if its helpers take 15 seconds (github.com/ray-project/ray/issues/65983), so they go before
+# other tests, where root runs these.
 RAY = """
-for attempt in 1 2 3; do  # a busy computer may take more than Ray's 30 seconds
+{{ renice -n -19 $$; echo -19 > /proc/$$/autogroup; }} >/dev/null 2>&1
+for attempt in 1 2 3; do
   python -m ray.scripts.scripts start --head --port={0} --include-dashboard=False --num-gpus=0 \
-    --temp-dir={home}/ray --object-store-memory=200000000 --block \
+    --temp-dir={home}/ray --object-store-memory=200000000 --block --no-monitor \
     --dashboard-agent-listen-port={1} --metrics-export-port={2} --runtime-env-agent-port={3}
 done &
 until [ -s ray/ray_current_cluster ]; do sleep 0.2; done
