@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import train
+from local_mode import clips as drawn
 from test_train import reading
 from videos import cut_without_encoding, every_frame, noise, numbered, turn, write_video
 
@@ -158,6 +159,15 @@ def test_files_whose_frames_decord_mixes_up_are_reported(name, tmp_path):
     assert np.abs(frames.astype(int) - every[indices]).mean() > 1  # decord is wrong, silently
     total, why = clip_files.clip_problem(str(path), 16)
     assert total == 0 and "decord mixes up the frames" in why and "prepare_clips.py" in why
+
+
+def test_a_still_scene_is_no_problem(tmp_path):
+    """Its frames are so much alike that thumbnails cannot tell them apart."""
+    for seed in range(30):
+        noise = np.random.default_rng(seed).normal(128, 10, (112, 200, 3))
+        still = np.stack([noise.clip(0, 255).astype(np.uint8)] * 17)
+        drawn.write_video(tmp_path / "still.mp4", still, rate=12)
+        assert clip_files.clip_problem(str(tmp_path / "still.mp4"), 16) == (17, None), seed
 
 
 def test_a_risky_kind_with_the_right_frames_is_no_problem(tmp_path):

@@ -122,8 +122,8 @@ def own(home, folder, port, others, environ):
     return [sys.executable, str(program / "server.py")], "/invocations"
 
 
-# Ray ends if its helpers take 15 seconds (github.com/ray-project/ray/issues/65983), so they go before
-# other tests, where root runs these.
+# Ray ends if its helpers take 15 seconds (github.com/ray-project/ray/issues/65983), so it goes
+# before other tests, where root runs them.
 RAY = """
 {{ renice -n -19 $$; echo -19 > /proc/$$/autogroup; }} >/dev/null 2>&1
 for attempt in 1 2 3; do
