@@ -112,8 +112,13 @@ class Lab:
 
     def run_all(self, name):
         """*Run All Cells* of the menu; returns the outputs after the last cell."""
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_text("Run All Cells", exact=True).click()
+        numbered = self.page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+        for _ in range(3):  # while a notebook is still being set up, JupyterLab may ignore the menu
+            self.page.get_by_role("menuitem", name="Run", exact=True).click()
+            self.page.get_by_text("Run All Cells", exact=True).click()
+            with contextlib.suppress(sync_api.TimeoutError):
+                numbered.first.wait_for(timeout=20_000)
+                break
 
         def ended(notebook):
             code = [cell for cell in notebook.cells if cell.cell_type == "code"]
