@@ -581,17 +581,20 @@ def spread(total: int, num_frames: int, place: float) -> list[int]:
     return [int((i + place) * total / num_frames) for i in range(num_frames)]
 
 
-def closer(path: str, pixels: np.ndarray, near: int, index: int) -> bool:
-    """Whether `pixels`, uint8 [height, width, 3], are those of frame `near` rather than of `index`.
+def mixed_up(path: str, doubts: dict[int, tuple[int, np.ndarray]]) -> bool:
+    """Whether one of decord's frames, {index: (near, uint8 [height, width, 3])}, is `near` instead.
 
     The last word: thumbnails of decord's frames differ from PyAV's by one level of 255 or so.
     """
     away = {}
-    for place, frame in zip(range(max(near, index) + 1), decode(Path(path)), strict=False):
-        if place in (near, index):
-            whole = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            away[place] = np.abs(whole.astype(np.int16) - pixels).mean()
-    return away[index] > away[near] + 0.1
+    for place, frame in enumerate(decode(Path(path)) if doubts else ()):
+        for index, (near, pixels) in doubts.items():
+            if place in (index, near):
+                whole = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                if whole.shape != pixels.shape:  # the size changes within the file
+                    return True
+                away[index, place] = np.abs(whole.astype(np.int16) - pixels).mean()
+    return any(away[i, i] > away[i, near] + 0.1 for i, (near, _) in doubts.items())
 
 
 def wrong_frames(path: str, reader, num_frames: int, draws: int) -> bool:
@@ -614,14 +617,15 @@ def wrong_frames(path: str, reader, num_frames: int, draws: int) -> bool:
     if total > num_frames:  # of a short last GOP (in FLV, or open) decord may return another frame
         places.append([total - 1])
     for indices in [spread(total, num_frames, 0.5), *places]:
-        frames = reader.get_batch(indices).asnumpy()
+        frames, doubts = reader.get_batch(indices).asnumpy(), {}
         for index, frame in zip(indices, frames, strict=True):
             small = thumbnail(av.VideoFrame.from_ndarray(frame, format="rgb24"), 32, scaler)
             first = max(0, index - 500)
             away = np.abs(every[first : index + 500].astype(np.int16) - small).mean((1, 2))
             # In a still scene any frame will do; below 0.1 of 255 levels is rounding.
-            near = first + int(away.argmin())
-            if away[index - first] > away.min() + 0.1 and closer(path, frame, near, index):
-                return True
+            if away[index - first] > away.min() + 0.1:
+                doubts[index] = first + int(away.argmin()), frame
+        if mixed_up(path, doubts):
+            return True
         reader = open_reader(path)  # as training: a new one for each draw
     return False
