@@ -587,7 +587,7 @@ def mixed_up(path: str, doubts: dict[int, tuple[int, np.ndarray]]) -> bool:
     The last word: thumbnails of decord's frames differ from PyAV's by one level of 255 or so.
     """
     away = {}
-    for place, frame in enumerate(decode(Path(path)) if doubts else ()):
+    for place, frame in enumerate(decode(Path(path))):
         for index, (near, pixels) in doubts.items():
             if place in (index, near):
                 whole = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
@@ -625,7 +625,7 @@ def wrong_frames(path: str, reader, num_frames: int, draws: int) -> bool:
             # In a still scene any frame will do; below 0.1 of 255 levels is rounding.
             if away[index - first] > away.min() + 0.1:
                 doubts[index] = first + int(away.argmin()), frame
-        if mixed_up(path, doubts):
+        if doubts and mixed_up(path, doubts):
             return True
         reader = open_reader(path)  # as training: a new one for each draw
     return False
