@@ -538,8 +538,13 @@ def in_processes(
     number for all or {key: number}. `method` starts processes: "fork" or "spawn". `quiet`: no
     progress bar. Raises OSError where the disk is full.
     """
-    done, failed = {}, {}
-    pool = ProcessPool(workers, context=multiprocessing.get_context(method))
+    done, failed, locks = {}, {}, []
+    context = type(multiprocessing.get_context(method))()  # one of our own
+    new_lock = context.RLock
+    # Kept until the end: join() drops them first, and a worker that still starts would then print a
+    # traceback (FileNotFoundError).
+    context.RLock = lambda: locks.append(new_lock()) or locks[-1]
+    pool = ProcessPool(max(1, min(workers, len(jobs))), context=context)
     pace = 0.1 if sys.stderr.isatty() else 10  # seconds; a log wants few lines, and none if short
     bar = {"mininterval": pace, "delay": pace, "disable": quiet}
     try:

@@ -690,6 +690,18 @@ def test_all_bad_clips_are_named_at_once_and_good_ones_prepared(tmp_path):
     assert not (tmp_path / "out/bad_clips.json").exists()
 
 
+def test_processes_that_still_start_when_all_is_done_print_nothing(tmp_path):
+    script = tmp_path / "quick.py"
+    script.write_text(
+        "import prepare_clips\n"
+        'if __name__ == "__main__":\n'
+        "    jobs = {number: (-number,) for number in range(12)}\n"
+        '    done, failed = prepare_clips.in_processes(abs, jobs, 12, 60, "quick")\n'
+        "    print(done == {number: number for number in range(12)}, failed)\n"
+    )
+    assert run(script=script) == (0, "True {}\n", "")
+
+
 def test_what_is_out_of_date_is_made_anew_or_removed(tmp_path):
     source, target = write_video(tmp_path / "clip.mp4", numbered(20)), tmp_path / "out.mp4"
     assert clip_files.prepare_clip(source, target, 256, 12)["new"]
