@@ -1239,6 +1239,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--frame_rate: frames per second, above 0")
     if args.frame_rate and args.check_only:
         parser.error("--check_only reads videos; folders of pictures are prepared first")
+    if args.workers < 1:
+        parser.error("--workers: clips at a time, 1 or more")
     shares = args.validation_share, args.test_share
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         parser.error("--validation_share and --test_share: from 0 to below 1, also together")

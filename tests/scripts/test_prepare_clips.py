@@ -702,6 +702,13 @@ def test_processes_that_still_start_when_all_is_done_print_nothing(tmp_path):
     assert run(script=script) == (0, "True {}\n", "")
 
 
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_worker_is_an_error(workers, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare_clips.main([str(tmp_path), str(tmp_path / "out"), f"--workers={workers}"])
+    assert capsys.readouterr().err.endswith("error: --workers: clips at a time, 1 or more\n")
+
+
 def test_what_is_out_of_date_is_made_anew_or_removed(tmp_path):
     source, target = write_video(tmp_path / "clip.mp4", numbered(20)), tmp_path / "out.mp4"
     assert clip_files.prepare_clip(source, target, 256, 12)["new"]
