@@ -139,7 +139,9 @@ def run(notebook, parameters, output):
             coalesce_streams=True,  # a progress bar leaves its last line only
         )
     finally:
-        html, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, as_version=4))
+        about = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
+        exporter = HTMLExporter(embed_images=True)  # the page lies elsewhere
+        html, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4), about)
         page.write_text(html, encoding="utf-8")
 
 

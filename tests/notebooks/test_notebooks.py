@@ -338,6 +338,22 @@ def test_local_parameters_are_known_and_change_values_only():
         assert not re.search(r"\bif .*(endpoint_url|local)", source(path)), path
 
 
+def test_a_page_shows_the_pictures_of_the_text(tmp_path, monkeypatch):
+    import run_all as series
+    from PIL import Image
+
+    monkeypatch.setattr(series, "HERE", tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("![black](black.png)")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
+    )
+    nbformat.write(book, tmp_path / "one.ipynb")
+    series.run(tmp_path / "one.ipynb", {}, tmp_path / "out")
+    (page,) = (tmp_path / "out" / "html").glob("*.html")
+    assert 'alt="black" src="data:image/png;base64,' in page.read_text()
+
+
 @pytest.mark.parametrize("language, folder", [("en", "."), ("zh-TW", "zh-TW")])
 def test_stepping_through_locally_keeps_edits_and_links(
     tmp_path, monkeypatch, capsys, language, folder
